@@ -1,0 +1,76 @@
+# What people type. Everything else is in setup.cfg, and in the tools this calls.
+#
+#   make run        serve the welcome page on http://127.0.0.1:8080/, in the foreground
+#   make test       check the code and run every test, on every Python of this machine
+#   make lint       only look at the code: ruff, mypy
+#   make install    as root: the service, for systemctl start preforkd
+#   make clean      remove what the others made in this tree
+#
+# Needed: Linux, make, Python 3.11 or newer. pip is fetched where it is missing (tools/bootstrap). All of it works as
+# any user, and again after the first time without asking the network.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The configuration that `make run` serves.
+CONFIG ?= etc/preforkd.yaml
+# More for pytest, as in: make test TESTS="tests/unit -k reconcile"
+TESTS  ?=
+
+# Where `make install` puts things.
+PREFIX      ?= /opt/preforkd
+ETCDIR      ?= /etc/preforkd
+BINDIR      ?= /usr/local/bin
+UNITDIR     ?= /etc/systemd/system
+SYSUSERSDIR ?= /etc/sysusers.d
+TMPFILESDIR ?= /etc/tmpfiles.d
+LOGROTATEDIR ?= /etc/logrotate.d
+
+BOOTSTRAP = $(PYTHON) tools/bootstrap
+
+# The recipes share one environment and one terminal.
+.NOTPARALLEL:
+.PHONY: help run test lint test-here test-others install uninstall clean
+
+help:
+	@sed -n 's/^# \{0,1\}//; 1,/^$$/p' Makefile | sed -n '3,7p'
+
+run:
+	@$(BOOTSTRAP) $(VENV)
+	@exec $(VENV)/bin/preforkd run $(CONFIG)
+
+test: lint test-here test-others
+
+lint:
+	@$(BOOTSTRAP) $(VENV) --extras lint,test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy tools/bootstrap
+	$(VENV)/bin/mypy tools/pythons
+
+test-here:
+	@$(BOOTSTRAP) $(VENV) --extras lint,test
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+# What is slow, or looks at the system rather than at Python, is the same under every Python.
+test-others:
+	@others=$$($(VENV)/bin/python tools/pythons) || exit; \
+	for python in $$others; do \
+	    venv=$(VENV)-$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit; \
+	    $$python tools/bootstrap $$venv --extras test || exit; \
+	    echo $$venv/bin/python -m pytest -m 'not slow and not system and not systemd and not bare' $(TESTS); \
+	    $$venv/bin/python -m pytest -m 'not slow and not system and not systemd and not bare' $(TESTS) || exit; \
+	done
+
+# The service keeps its own copy, in an environment whose Python the workers can run once they have given up root. An
+# operator's files below $(ETCDIR) are never overwritten.
+install:
+	@test "$$(id -u)" = 0 || { echo "make install writes below /etc and $(PREFIX): run it as root (sudo make install)" >&2; exit 1; }
+	@$(BOOTSTRAP) $(PREFIX) --shared --copy
+	tools/install --prefix $(PREFIX) --etc $(ETCDIR) --bin $(BINDIR) --units $(UNITDIR) \
+	    --sysusers $(SYSUSERSDIR) --tmpfiles $(TMPFILESDIR) --logrotate $(LOGROTATEDIR)
+
+clean:
+	rm -rf $(VENV) $(VENV)-3.* build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

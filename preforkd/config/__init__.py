@@ -1,0 +1,37 @@
+"""The configuration: one YAML file and what it includes, read into values that nobody changes.
+
+    path ── source: bytes ── events: tree of text with places ── walk: declarations ── Config
+
+The declarations (`settings`) are the one place where a setting is described; the check, the schema, the sample file,
+the manual's table and the list of changes are made of them.
+"""
+
+from __future__ import annotations
+
+from .paths import default_file, runtime_files, runtime_folder, welcome_file
+from .plain import from_plain, to_plain
+from .read import Reading, read, read_placed, read_text
+from .settings import Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Workers
+from .walk import Place
+
+__all__ = [
+    "Config",
+    "Limits",
+    "Listen",
+    "Log",
+    "Place",
+    "Pool",
+    "Reading",
+    "Recycle",
+    "Timeouts",
+    "Workers",
+    "default_file",
+    "from_plain",
+    "read",
+    "read_placed",
+    "read_text",
+    "runtime_files",
+    "runtime_folder",
+    "to_plain",
+    "welcome_file",
+]

@@ -1,0 +1,176 @@
+"""The answer's side of HTTP/1.x, pure: what an application said is checked, framed and turned into bytes.
+
+Nothing an application returns can split a response (CWE-113): a status or field with CR, LF, NUL or anything else that
+is not a field value is refused before a byte is sent, as are hop-by-hop fields, which belong to the server (PEP 3333,
+"Other HTTP Features"), and lengths that are no length.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from enum import Enum, auto
+from http import HTTPStatus
+
+SERVER = "preforkd"
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")
+_STATUS = re.compile(r"[2-9][0-9]{2}(?: [\t -~\x80-\xff]*)?")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+
+_HOP_BY_HOP = frozenset(
+    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
+    "transfer-encoding upgrade".split()
+)
+_SEEN = frozenset(("content-length", "date", "server"))
+
+
+class BadResponse(Exception):
+    """The application's status or header cannot be sent; the text says which and why, for its developer."""
+
+
+class Framing(Enum):
+    """How the client learns where the body ends."""
+
+    NONE = auto()  # by the status or the method: 204, 304, HEAD
+    LENGTH = auto()
+    CHUNKED = auto()
+    CLOSE = auto()  # HTTP/1.0 without a length
+
+
+class CheckedHead:
+    """A status and header that may be sent as they are.
+
+    ``code`` is the status as a number, ``length`` the declared Content-Length or None. Immutable by convention.
+    """
+
+    __slots__ = ("status", "code", "headers", "length", "dated", "server_named")
+
+    def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
+        """Checks what an application handed to start_response.
+
+        Raises:
+            BadResponse: It cannot be sent.
+        """
+        if type(status) is not str or not _STATUS.fullmatch(status):
+            raise BadResponse(f"the status must be a string like '200 OK', not {status!r}")
+        self.status = status if len(status) > 3 else status + " "
+        self.code = int(status[:3])
+        self.headers: list[tuple[str, str]] = []
+        self.length: int | None = None
+        self.dated = False
+        self.server_named = False
+        for field in headers:
+            try:
+                name, value = field
+            except (TypeError, ValueError):
+                raise BadResponse(f"a header field must be a tuple (name, value), not {field!r}") from None
+            if type(name) is not str or type(value) is not str:
+                raise BadResponse(f"name and value of a header field must be strings, not {field!r}")
+            if not _NAME.fullmatch(name):
+                raise BadResponse(f"{name!r} is not the name of a header field")
+            if not _VALUE.fullmatch(value):
+                raise BadResponse(
+                    f"the value of the header field {name} may not contain line ends, control characters "
+                    f"or characters outside latin-1: {value!r}"
+                )
+            lower = name.lower()
+            if lower in _HOP_BY_HOP:
+                raise BadResponse(f"the header field {name} belongs to the server, not to the application (PEP 3333)")
+            if lower in _SEEN:
+                if lower == "content-length":
+                    value = value.strip()
+                    if self.length is not None or not _LENGTH.fullmatch(value):
+                        raise BadResponse(f"the Content-Length must be one number, not {value!r}")
+                    self.length = int(value)
+                    continue
+                if lower == "date":
+                    self.dated = True
+                else:
+                    self.server_named = True
+            self.headers.append((name, value))
+
+    @property
+    def bodiless(self) -> bool:
+        """True for a status that has no body, whatever the application says (RFC 9110, 15.3.5 and 15.4.5)."""
+        return self.code in (204, 304)
+
+
+def serialize(head: CheckedHead, framing: Framing, length: int | None, connection: str | None) -> bytes:
+    """The bytes of a response head.
+
+    Args:
+        head: The application's part.
+        framing: Where the body will end.
+        length: The Content-Length to send, None for none.
+        connection: The value of the Connection field, None to leave it out.
+    """
+    lines = [f"HTTP/1.1 {head.status}\r\n"]
+    if not head.server_named:
+        lines.append(f"Server: {SERVER}\r\n")
+    if not head.dated:
+        lines.append(f"Date: {http_date()}\r\n")
+    if connection is not None:
+        lines.append(f"Connection: {connection}\r\n")
+    lines += [f"{name}: {value}\r\n" for name, value in head.headers]
+    if length is not None and head.code != 204:
+        # RFC 9110, 8.6: never with 204; with 304 and HEAD it is what a GET would have had.
+        lines.append(f"Content-Length: {length}\r\n")
+    if framing is Framing.CHUNKED:
+        lines.append("Transfer-Encoding: chunked\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode("latin-1")
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_date: tuple[int, str] = (-1, "")
+
+
+def http_date(now: float | None = None) -> str:
+    """The Date of a response sent at ``now`` (unix seconds; default: the clock's), in the fixed form of RFC 9110, 5.6.7.
+
+    Made once a second. Not by strftime, whose names follow the locale that an application may have set.
+    """
+    global _date
+    second = int(time.time() if now is None else now)
+    cached, text = _date
+    if cached != second:
+        t = time.gmtime(second)
+        text = (
+            f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
+            f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
+        )
+        # One assignment of one tuple: threads may both make it, none sees half of it.
+        _date = (second, text)
+    return text
+
+
+def phrase(status: int) -> str:
+    """The standard reason phrase of a status code, ``Unknown`` for one that is not registered."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
+def plain_page(status: int, reason: str) -> tuple[CheckedHead, bytes]:
+    """A page for an error that no application answers: the code, its name, one sentence. Plain text, never cached."""
+    body = f"{status} {phrase(status)}\n\n{reason}\n".encode("utf-8", "replace")
+    head = CheckedHead(
+        f"{status} {phrase(status)}",
+        [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Cache-Control", "no-store"),
+            ("Content-Length", str(len(body))),
+        ],
+    )
+    return head, body
+
+
+def refusal_bytes(status: int, reason: str) -> tuple[bytes, int]:
+    """A complete response that refuses a request and ends the connection, and the length of its body."""
+    head, body = plain_page(status, reason)
+    return serialize(head, Framing.LENGTH, len(body), "close") + body, len(body)

@@ -1,0 +1,193 @@
+"""The shared scoreboard: what each worker does, readable by everybody, written without a lock.
+
+One anonymous shared mapping per pool and generation, made by the master before the template is forked. It has no name,
+needs no clean-up, and outlives the worker, so that the line about a death can name the request that died with it.
+
+**Who writes.** Every byte has one writer: the header the master, a slot's row its worker. The master clears a slot after
+it has reaped the worker, when the only other writer is certainly gone. What workers wrote is hearsay: a reader checks.
+
+**Tearing.** Values of eight bytes are stored through a memoryview cast to ``Q``, which is one store (``struct.pack_into``
+lets a reader see zero in between, measured). Text goes under a sequence number that is odd while it is written; a reader
+tries a few times and then takes what is there, because a writer that died half-way leaves it odd for ever.
+
+Layout: header, 8 words · one activity byte a slot · one row of 8 words a slot · one text area of 256 bytes a slot.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from dataclasses import dataclass
+
+from preforkd.model import Activity
+
+_HEADER_WORDS = 8
+_ARMED, _STOPPING = 0, 1
+
+_ROW_WORDS = 8
+_SINCE, _REQUESTS, _SEQUENCE, _LENGTHS, _CONNECTIONS, _BUSY_NS, _MEMORY = range(7)
+
+_TEXT = 256
+_LINE_MAX = 192
+_CLIENT_MAX = _TEXT - _LINE_MAX
+
+_IDLE_BYTE = bytes([Activity.IDLE])
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """One look at a slot. ``since`` is monotonic seconds, ``busy`` the seconds spent in finished requests."""
+
+    activity: Activity
+    since: float
+    requests: int
+    connections: int
+    busy: float
+    memory: int
+    request: str
+    client: str
+
+
+class Scoreboard:
+    """The mapping. The master makes it; after a fork everybody has it."""
+
+    def __init__(self, capacity: int) -> None:
+        """``capacity``: number of slots; fixed for the life of the mapping."""
+        self.capacity = capacity
+        states = -(-capacity // 8) * 8
+        self._states_at = _HEADER_WORDS * 8
+        rows_at = self._states_at + states
+        texts_at = rows_at + capacity * _ROW_WORDS * 8
+        self._memory = mmap.mmap(-1, texts_at + capacity * _TEXT)
+        view = memoryview(self._memory)
+        self._header = view[: self._states_at].cast("Q")
+        self._states = view[self._states_at : self._states_at + capacity]
+        self._rows = view[rows_at:texts_at].cast("Q")
+        self._texts = view[texts_at:]
+
+    # --- the master's part -----------------------------------------------------------------------------------------
+
+    @property
+    def armed(self) -> bool:
+        """Does the master want the bell rung when spare workers run short? Written by the master."""
+        return self._header[_ARMED] != 0
+
+    @armed.setter
+    def armed(self, value: bool) -> None:
+        self._header[_ARMED] = value
+
+    @property
+    def stopping(self) -> bool:
+        """Does the whole service stop, so that no sibling will take a connection over? Written by the master."""
+        return self._header[_STOPPING] != 0
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self._header[_STOPPING] = value
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot's last worker. Master only, after the worker was reaped (or was never born)."""
+        self._states[slot] = Activity.UNSET
+        row = slot * _ROW_WORDS
+        for word in range(_ROW_WORDS):
+            self._rows[row + word] = 0
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def activity(self, slot: int) -> Activity:
+        """What the worker of a slot says it does. A byte nobody should have written counts as busy."""
+        value = self._states[slot]
+        return Activity(value) if value <= Activity.LEAVING else Activity.BUSY
+
+    def idle(self) -> int:
+        """Number of idle workers; a copy and a count of one byte a slot, cheap enough for every request."""
+        return self._states.tobytes().count(_IDLE_BYTE)
+
+    def view(self, slot: int) -> SlotView:
+        """Everything that a slot says of itself."""
+        row = slot * _ROW_WORDS
+        rows = self._rows
+        line = client = b""
+        for _ in range(4):
+            before = rows[row + _SEQUENCE]
+            lengths = rows[row + _LENGTHS]
+            at = slot * _TEXT
+            line = bytes(self._texts[at : at + min(lengths & 0xFFFF, _LINE_MAX)])
+            at += _LINE_MAX
+            client = bytes(self._texts[at : at + min(lengths >> 16 & 0xFFFF, _CLIENT_MAX)])
+            if before % 2 == 0 and rows[row + _SEQUENCE] == before:
+                break
+        return SlotView(
+            activity=self.activity(slot),
+            since=rows[row + _SINCE] / 1e9,
+            requests=rows[row + _REQUESTS],
+            connections=rows[row + _CONNECTIONS],
+            busy=rows[row + _BUSY_NS] / 1e9,
+            memory=rows[row + _MEMORY],
+            request=line.decode("latin-1"),
+            client=client.decode("latin-1"),
+        )
+
+    def writer(self, slot: int) -> SlotWriter:
+        """The pen of a slot; for its worker only."""
+        return SlotWriter(self, slot)
+
+
+class SlotWriter:
+    """A worker's pen for its own slot. Worker only."""
+
+    __slots__ = ("_board", "_row", "_rows", "_slot", "_states", "_text_at", "_texts", "requests")
+
+    def __init__(self, board: Scoreboard, slot: int) -> None:
+        self._board = board
+        self._slot = slot
+        self._states = board._states
+        self._rows = board._rows
+        self._texts = board._texts
+        self._row = slot * _ROW_WORDS
+        self._text_at = slot * _TEXT
+        self.requests = 0
+
+    def idle(self) -> None:
+        """Ready for the next request."""
+        self._rows[self._row + _SINCE] = time.monotonic_ns()
+        self._states[self._slot] = Activity.IDLE
+
+    def leaving(self) -> None:
+        """Takes nothing new, finishes what it holds."""
+        self._rows[self._row + _SINCE] = time.monotonic_ns()
+        self._states[self._slot] = Activity.LEAVING
+
+    def busy(self, request_line: bytes, client: str) -> None:
+        """A request begins. ``request_line`` as the client sent it (cut to 192 bytes), ``client`` its address."""
+        rows, row = self._rows, self._row
+        line = request_line[:_LINE_MAX]
+        peer = client.encode("latin-1", "replace")[:_CLIENT_MAX]
+        sequence = rows[row + _SEQUENCE]
+        rows[row + _SEQUENCE] = sequence | 1
+        at = self._text_at
+        self._texts[at : at + len(line)] = line
+        at += _LINE_MAX
+        self._texts[at : at + len(peer)] = peer
+        rows[row + _LENGTHS] = len(line) | len(peer) << 16
+        rows[row + _SEQUENCE] = (sequence | 1) + 1
+        rows[row + _SINCE] = time.monotonic_ns()
+        self._states[self._slot] = Activity.BUSY
+
+    def finished(self) -> None:
+        """The request is over: counted, and the worker idle again."""
+        rows, row = self._rows, self._row
+        now = time.monotonic_ns()
+        self.requests += 1
+        rows[row + _REQUESTS] = self.requests
+        rows[row + _BUSY_NS] += now - rows[row + _SINCE]
+        rows[row + _SINCE] = now
+        self._states[self._slot] = Activity.IDLE
+
+    def connections(self, held: int) -> None:
+        """Connections that the worker holds, parked ones included."""
+        self._rows[self._row + _CONNECTIONS] = held
+
+    def memory(self, size: int) -> None:
+        """The worker's own measure of its memory, bytes."""
+        self._rows[self._row + _MEMORY] = size

@@ -1,0 +1,208 @@
+"""What a model may use: its pool and slot, the listeners, its pen for the scoreboard, the logs, and when to leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from preforkd import privileges
+from preforkd.config import Pool
+from preforkd.errors import ExitCode
+from preforkd.logs import AccessLog, EventLog
+from preforkd.spawn import Channel, ChannelClosed, Message
+from preforkd.wakeup import Wakeup
+from preforkd.worker.estate import Estate, master_gone
+from preforkd.worker.settle import set_title
+
+#: Titles change at most so often: a change costs half a microsecond, and ps(1) is not read more often. Seconds.
+_TITLE_INTERVAL = 1.0
+#: The memory of a process is measured at most so often; reading smaps_rollup takes the kernel a millisecond. Seconds.
+_MEMORY_INTERVAL = 1.0
+
+
+class Context:
+    """The `WorkerContext` of `preforkd.models`, made by `preforkd.worker.main`. Worker only, main thread."""
+
+    def __init__(self, estate: Estate, slot: int, channel: Channel) -> None:
+        self._estate = estate
+        self._channel = channel
+        self.pool: Pool = estate.pool
+        self.slot = slot
+        self.generation = estate.generation
+        self.name = f"{estate.pool.name}/{slot}"
+        self.listeners: Sequence[socket.socket] = estate.listeners
+        self.board = estate.board.writer(slot)
+        self.access: AccessLog | None = estate.logs.access
+        self.log: EventLog = estate.logs.events.bound(pool=estate.pool.name, worker=self.name, pid=os.getpid())
+        self.handover = estate.handover
+        self.leaving = False
+        self._orphaned = False
+        self._code = ExitCode.LEFT
+        self._channel_open = True
+        self._scoreboard = estate.board
+        self._min_spare = estate.pool.workers.min_spare
+        self._request_timeout = estate.pool.timeouts.request
+        recycle = estate.pool.recycle
+        self._requests_left = self._jittered(recycle.requests, recycle.jitter)
+        self._age_limit = time.monotonic() + self._jittered(recycle.age, recycle.jitter) if recycle.age else 0.0
+        self._memory_limit = recycle.memory
+        self._measured_at = time.monotonic()
+        self._titled_at = 0.0
+        self._titled = False
+
+    @staticmethod
+    def _jittered(value: float, jitter: float) -> float:
+        """Spread a limit, so that workers born together do not leave together."""
+        return value * (1 + random.uniform(-jitter, jitter)) if value else 0.0
+
+    def begin(self) -> None:
+        """The first moment of service: signals, death of the master, the first IDLE."""
+        from preforkd.worker.main import enable_fault_report
+
+        enable_fault_report(self._estate)
+        self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        signal.signal(signal.SIGQUIT, lambda *_: os._exit(ExitCode.LEFT))
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, self._parent_died)
+        privileges.set_pdeathsig(signal.SIGUSR2)
+        if master_gone(self._estate.master_pid):
+            self._on_orphaned()
+        self._set_idle_title()
+        self.board.idle()
+
+    # --- for the model ---------------------------------------------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        """True when no sibling will take connections over: the service stops, or its master is gone."""
+        return self._orphaned or self._scoreboard.stopping
+
+    def watch(self) -> Mapping[int, Callable[[], None]]:
+        """Descriptors to poll for reading, and what to call; look at `leaving` afterwards."""
+        watched = {self._wakeup.fileno(): self._on_signal, self._estate.lifeline: self._on_orphaned}
+        if self._channel_open:
+            watched[self._channel.fileno()] = self._on_channel
+        return watched
+
+    def request_started(self, request_line: bytes, client: str) -> None:
+        """A complete request begins; arms its time limit and tells the master when spare workers run short."""
+        self.board.busy(request_line, client)
+        if self._request_timeout and not self._orphaned:
+            # The kernel's own timer also ends a request that blocks in C and runs no Python signal handler. The
+            # traceback is written from C by faulthandler, then the default action of SIGALRM ends the process.
+            signal.setitimer(signal.ITIMER_REAL, self._request_timeout)
+        board = self._scoreboard
+        if board.armed and board.idle() < self._min_spare:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self._estate.bell, 1)
+        now = time.monotonic()
+        if now - self._titled_at > _TITLE_INTERVAL:
+            line = request_line[:80].decode("latin-1").rpartition(" HTTP/")[0] or "busy"
+            set_title(f"{self.name} g{self.generation} {line}")
+            self._titled_at = now
+            self._titled = True
+
+    def request_finished(self) -> None:
+        """The request is over: counted; the recycling limits are looked at."""
+        self.board.finished()
+        if self._request_timeout and not self._orphaned:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._titled:
+            self._titled = False
+            self._set_idle_title()
+        if self._requests_left:
+            self._requests_left -= 1
+            if self._requests_left < 1:
+                self._recycle("requests", self.pool.recycle.requests)
+        if self._age_limit and time.monotonic() > self._age_limit:
+            self._recycle("age", self.pool.recycle.age)
+        if self._memory_limit:
+            self._look_at_memory()
+
+    def exit_code(self) -> ExitCode:
+        """What the model returns after it has finished what it held."""
+        return self._code
+
+    # --- what happens ----------------------------------------------------------------------------------------------
+
+    def _set_idle_title(self) -> None:
+        set_title(f"{self.name} g{self.generation} {'leaving' if self.leaving else 'idle'}")
+
+    def _leave(self, code: ExitCode) -> None:
+        if self.leaving:
+            return
+        self.leaving = True
+        self._code = code
+        self.board.leaving()
+        self._set_idle_title()
+
+    def _recycle(self, limit: str, value: float) -> None:
+        if not self.leaving:
+            self.log.info("worker_recycle", limit=limit, value=value, requests=self.board.requests)
+        self._leave(ExitCode.RECYCLED)
+
+    def _look_at_memory(self) -> None:
+        now = time.monotonic()
+        if now - self._measured_at < _MEMORY_INTERVAL:
+            return
+        self._measured_at = now
+        size = proportional_memory()
+        self.board.memory(size)
+        if size > self._memory_limit:
+            self._recycle("memory", size)
+
+    def _on_signal(self) -> None:
+        if self._wakeup.drain() & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
+            self._leave(ExitCode.LEFT)
+
+    def _on_channel(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                message, descriptors = received
+                if "reopen" in message:
+                    self.reopen(message, descriptors)
+        except ChannelClosed:
+            self._channel_open = False
+            self._on_orphaned()
+
+    def reopen(self, message: Message, descriptors: list[int]) -> None:
+        """Write into the new log files from now on, and say so."""
+        self._estate.logs.adopt(descriptors)
+        with contextlib.suppress(ChannelClosed):
+            self._channel.send({"reopened": message["reopen"]})
+
+    def _on_orphaned(self) -> None:
+        """The master is gone: finish what is held, within `graceful`; the kernel sees to the limit."""
+        if not self._orphaned:
+            self._arm_last_alarm()
+            self.log.warning("master_gone", hint="this worker finishes what it holds and leaves")
+        self._leave(ExitCode.ORPHANED)
+        self._code = ExitCode.ORPHANED
+
+    def _arm_last_alarm(self) -> None:
+        self._orphaned = True
+        # At most `graceful`, and at least a moment even where that is 0.
+        signal.setitimer(signal.ITIMER_REAL, max(self.pool.timeouts.graceful, 0.1))
+
+    def _parent_died(self, *_: object) -> None:
+        """SIGUSR2 as PR_SET_PDEATHSIG: it comes also in the middle of a request, when the lifeline is not looked at."""
+        if master_gone(self._estate.master_pid) and not self._orphaned:
+            self._arm_last_alarm()
+
+
+def proportional_memory() -> int:
+    """This process's share of the memory it maps (PSS), bytes; 0 where the kernel does not say."""
+    try:
+        with open("/proc/self/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

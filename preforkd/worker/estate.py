@@ -1,0 +1,62 @@
+"""What the master leaves to a template and its workers: values and inherited descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from preforkd.config import Pool
+from preforkd.logs import Logs
+from preforkd.privileges import Identity
+from preforkd.scoreboard import Scoreboard
+from preforkd.spawn import Channel
+
+
+@dataclass(frozen=True, slots=True)
+class Estate:
+    """Made by the master before it forks a template; everything in it survives the forks."""
+
+    pool: Pool
+    generation: int
+    config_path: str
+    #: Whom to become; None when the master is not root and there is nothing to give up.
+    identity: Identity | None
+    #: The environment for the application: the master's without what belongs to systemd and us, and the pool's.
+    environment: Mapping[str, str]
+    listeners: tuple[socket.socket, ...]
+    board: Scoreboard
+    logs: Logs
+    #: Counts reopenings of the log files, so that the master knows who still writes into old ones.
+    log_epoch: int
+    #: Read end of the pipe whose write end only the master has: end of file means that the master is gone.
+    lifeline: int
+    #: eventfd(2) that wakes the master.
+    bell: int
+    #: The pool's hand-over pair for kept connections (send, receive).
+    handover: tuple[socket.socket, socket.socket] | None
+    #: The template's end of its channel to the master.
+    channel: Channel
+    master_pid: int
+    #: What the package on disk looked like when the master started.
+    stamp: str
+    #: False: the template loads nothing, each worker loads for itself.
+    preload: bool
+
+    def descriptors(self) -> set[int]:
+        """What a template must keep over the fork."""
+        kept = {self.lifeline, self.bell, self.channel.fileno(), *self.logs.descriptors()}
+        kept.update(listener.fileno() for listener in self.listeners)
+        if self.handover is not None:
+            kept.update(end.fileno() for end in self.handover)
+        return kept
+
+    def worker_descriptors(self) -> set[int]:
+        """What a worker keeps of it: all but the template's channel, which must say end of file when the template dies."""
+        return self.descriptors() - {self.channel.fileno()}
+
+
+def master_gone(master_pid: int) -> bool:
+    """Is the process that had us as a child no longer there? For a direct child of the master only."""
+    return os.getppid() != master_pid

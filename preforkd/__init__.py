@@ -1,2 +1,3 @@
 """preforkd: a prefork daemon. (The map is written with the rest.)"""
+
 __version__ = "0.1.0"

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 #: Names of sockets in systemd's store begin with this; what else comes with LISTEN_FDS belongs to a .socket unit.
 STORE_PREFIX = "listen="
 
+#: What a suspended unix socket's path ends with.
+_ASIDE = ".dropped"
+
 #: The one host name that is understood without asking a name server; it has two addresses.
 _LOCALHOST = ("127.0.0.1", "::1")
 
@@ -118,6 +121,8 @@ class Listener:
     kept: bool = False
     #: Whether the sockets are bound but do not listen before the commit; see the head of this module.
     pending: bool = False
+    #: Whether newcomers are refused for the time being; see `suspend`.
+    suspended: bool = False
     _parts: list[_Part] = field(default_factory=list)
     _settings: Wanted | None = None
 
@@ -188,6 +193,43 @@ class Listener:
                 with contextlib.suppress(OSError):  # ENOTCONN: it does not listen (any more)
                     part.sock.shutdown(socket.SHUT_RD)
         self.close()
+
+    def suspend(self) -> None:
+        """Refuse newcomers, in every process at once, and be able to `resume`: for a listener that a reload dropped.
+
+        The previous generation is kept for a rollback, and with it the socket; without this, clients of a dropped
+        address would wait in a queue that nobody empties. A TCP socket stops listening; a unix socket cannot begin
+        again after that, so its path moves aside. A unit's sockets stay as they are.
+        """
+        if self.suspended:
+            return
+        self.suspended = True
+        for part in self._parts:
+            if part.origin is Origin.ACTIVATION or part.lent:
+                continue
+            with contextlib.suppress(OSError):
+                if not part.path:
+                    part.sock.shutdown(socket.SHUT_RD)
+                elif unixsocket.is_at(part.path, part.file):
+                    os.rename(part.path, part.path + _ASIDE)
+                    part.path += _ASIDE
+
+    def resume(self) -> None:
+        """Undo `suspend`: listen again. What cannot be had back stays away; `intact` and `queue` tell."""
+        if not self.suspended:
+            return
+        self.suspended = False
+        for part in self._parts:
+            if part.origin is Origin.ACTIVATION or part.lent:
+                continue
+            with contextlib.suppress(OSError):
+                if not part.path:
+                    part.sock.listen(self._settings.backlog if self._settings is not None else 511)
+                elif part.path.endswith(_ASIDE):
+                    original = part.path.removesuffix(_ASIDE)
+                    if not os.path.lexists(original):
+                        os.rename(part.path, original)
+                        part.path = original
 
     def release(self) -> None:
         """The end of the service: `remove`, or only `close` where systemd keeps the sockets for the next master.

@@ -25,9 +25,10 @@ class Wakeup:
         self._pending: set[int] = set()
         self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for signum in signals:
-            signal.signal(signum, self._note)
+            signal.signal(signum, self.note)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        """The handler: notes the signal and rings."""
         self._pending.add(signum)
         self.ring()
 

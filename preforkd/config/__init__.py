@@ -8,13 +8,18 @@ the manual's table and the list of changes are made of them.
 
 from __future__ import annotations
 
+from .accounts import lookup_accounts
+from .changes import Change, changes, needs_restart
 from .paths import default_file, runtime_files, runtime_folder, welcome_file
 from .plain import from_plain, to_plain
 from .read import Reading, read, read_placed, read_text
+from .sample import manual_table, sample
+from .schema import schema
 from .settings import Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Workers
 from .walk import Place
 
 __all__ = [
+    "Change",
     "Config",
     "Limits",
     "Listen",
@@ -25,13 +30,19 @@ __all__ = [
     "Recycle",
     "Timeouts",
     "Workers",
+    "changes",
     "default_file",
     "from_plain",
+    "lookup_accounts",
+    "manual_table",
+    "needs_restart",
     "read",
     "read_placed",
     "read_text",
     "runtime_files",
     "runtime_folder",
+    "sample",
+    "schema",
     "to_plain",
     "welcome_file",
 ]

@@ -23,9 +23,9 @@ from ..errors import ConfigError, Mistake, PreforkdError
 from .units import shown
 
 try:
-    from yaml.cyaml import CParser
-except ImportError:  # pragma: no cover - PyYAML from a source distribution without libyaml
-    CParser = None  # type: ignore[assignment, misc]
+    from yaml import CBaseLoader
+except ImportError:  # pragma: no cover - PyYAML built from its source without libyaml
+    CBaseLoader = None  # type: ignore[assignment, misc]
 
 #: Deeper nesting is no configuration: the deepest setting is at 5.
 MAX_DEPTH = 32
@@ -125,13 +125,15 @@ class Sequence(Node):
 class Mapping(Node):
     """Keys and values in the order of the file. A key written twice (a mistake already noted) is there twice."""
 
-    __slots__ = ("lines", "pairs", "waiting")
+    __slots__ = ("key", "lines", "pairs", "waiting")
 
     def __init__(self, file: str, line: int, column: int) -> None:
         super().__init__(file, line, column)
         self.pairs: list[tuple[Scalar, Node]] = []
         self.lines: dict[str, int] = {}
-        self.waiting: Node | None = None
+        #: While it is built: the key written last, and whether its value is still to come.
+        self.key: Node | None = None
+        self.waiting = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,9 @@ class Tree:
 
 # What YAML allows (c-printable, YAML 1.2 5.1), less what an editor and libyaml count or show differently: NEL, the
 # line and paragraph separators, a byte order mark within the text, and a carriage return that ends no line.
-_REFUSED = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|\r(?!\n)")
+_REFUSED = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|\r(?!\n)"
+)
 _NAMES = {
     "\x00": "a NUL byte",
     "\r": "a carriage return that ends no line",
@@ -190,12 +194,12 @@ class _Builder:
         self._root: Node | None = None
 
     def build(self) -> Tree:
-        if CParser is None:
+        if CBaseLoader is None:
             raise PreforkdError(
                 "PyYAML was built without its C parser (libyaml), and its other parser reads some files differently; "
                 "install PyYAML as a wheel, or build it where libyaml's headers are present"
             )
-        parser = CParser(self._text)
+        parser = CBaseLoader(self._text)
         try:
             complete = self._consume(parser)
         except yaml.YAMLError as error:
@@ -234,7 +238,9 @@ class _Builder:
                 self._stack.append(inner)
             elif kind is yaml.AliasEvent:
                 name = shown("*" + event.anchor)
-                self._note(line, column, f"{name} is an alias, which is not allowed; write the value out, or quote the text")
+                self._note(
+                    line, column, f"{name} is an alias, which is not allowed; write the value out, or quote the text"
+                )
                 self._put(Refused(self._file, line, column), None)
             elif kind is yaml.DocumentStartEvent:
                 documents += 1
@@ -253,33 +259,33 @@ class _Builder:
         path = ""
         for inner in self._stack:
             if isinstance(inner, Sequence):
-                path += f"[{len(inner.items)}]"
-            elif isinstance(inner.waiting, Scalar):
-                path = joined(path, inner.waiting.text)
+                # What the parser is in has been hung up already, what it has just met has not.
+                path += f"[{len(inner.items) - (inner is not self._stack[-1])}]"
+            elif isinstance(inner.key, Scalar):
+                path = joined(path, inner.key.text)
         return path
 
     def _put(self, node: Node, event: Any) -> None:
         """Hang ``node`` where the stack says: as the root, a list's item, a key, or the waiting key's value."""
         top = self._stack[-1] if self._stack else None
-        if top is None:
-            self._root = node
-        elif isinstance(top, Mapping) and top.waiting is None:
-            top.waiting = node
+        is_key = isinstance(top, Mapping) and not top.waiting
+        if isinstance(top, Mapping) and is_key:
+            top.key = node
             self._check_key(top, node)
         if event is not None and (event.anchor is not None or event.tag is not None):
             self._refuse_adornment(node, event)
-        if top is None or top is node:
-            return
-        if isinstance(top, Sequence):
+        if top is None:
+            self._root = node
+        elif isinstance(top, Sequence):
             top.items.append(node)
-        elif top.waiting is not node:
-            key, top.waiting = top.waiting, None
-            if isinstance(key, Scalar) and not (key.plain and key.text == "<<"):
-                top.pairs.append((key, node))
+        else:
+            top.waiting = is_key
+            if not is_key and isinstance(top.key, Scalar) and not _merges(top.key):
+                top.pairs.append((top.key, node))
 
     def _check_key(self, top: Mapping, key: Node) -> None:
         if isinstance(key, Scalar):
-            if key.plain and key.text == "<<":
+            if _merges(key):
                 self._note(key.line, key.column, "a merge key is not allowed; write the settings out")
             elif (first := top.lines.get(key.text)) is not None:
                 self._note(key.line, key.column, f"is here twice; the first is in line {first}")
@@ -305,12 +311,14 @@ class _Builder:
         mark = getattr(error, "problem_mark", None)
         context = str(getattr(error, "context", None) or "")
         begun = getattr(error, "context_mark", None)
-        if begun is not None and "quoted scalar" in context and "end of stream" in problem:
+        if begun is not None and (
+            ("scanning a" in context and "end of stream" in problem) or "expected alpha" in problem
+        ):
             mark = begun
         line, column = self._inside(mark)
         at = self._line(line)[column - 1 : column]
         sentence = _sentence(problem, context, at, self._line(line))
-        if begun is not None and ("flow" in context):
+        if begun is not None and "flow" in context and self._inside(begun) != (line, column):
             opened, _ = self._inside(begun)
             sentence += f" (the bracket was opened in line {opened})"
         self._mistakes.add(self._file, line, column, "", sentence)
@@ -328,6 +336,11 @@ class _Builder:
         return line, (min(mark.column + 1, last) if line == mark.line + 1 else last)
 
 
+def _merges(key: Scalar) -> bool:
+    """Whether ``key`` is YAML 1.1's merge key."""
+    return key.plain and key.text == "<<"
+
+
 def joined(path: str, key: str) -> str:
     """The dotted key of ``key`` within ``path``; a long or unprintable one is cut and quoted."""
     name = key if key.isprintable() and 0 < len(key) <= 40 and " " not in key else shown(key, 40)
@@ -335,25 +348,41 @@ def joined(path: str, key: str) -> str:
 
 
 _SENTENCES = (
-    ("mapping values are not allowed", "a colon that cannot be here; does the line above lack its own colon, or is the indentation wrong? Text with ': ' in it needs quotes"),
+    (
+        "mapping values are not allowed",
+        "a colon cannot be here: the line above lacks its own or is indented otherwise, or text with ': ' needs quotes",
+    ),
     ("could not find expected ':'", "a key without its colon; write key: value"),
     ("did not find expected key", "the indentation does not fit the lines above, or text needs quotes"),
     ("did not find expected ',' or ']'", "a list in brackets is not closed, or a comma is missing"),
     ("did not find expected ',' or '}'", "a mapping in braces is not closed, or a comma is missing"),
-    ("did not find expected '-' indicator", "a list goes on without its - here; the indentation does not fit the lines above"),
+    (
+        "did not find expected '-' indicator",
+        "a list goes on without its - here; the indentation does not fit the lines above",
+    ),
     ("block sequence entries are not allowed", "a list item cannot begin here; begin it in a line of its own"),
     ("block collections must", "a block collection cannot begin here; begin it in a line of its own"),
+    ("found unexpected ':'", "text with a colon needs quotes within brackets and braces"),
     ("mapping keys are not allowed", "a key that begins with ? cannot be here; quote the text"),
     ("tab character", "a tab cannot indent; use spaces"),
-    ("found unknown escape character", "an escape that double quotes do not know; write \\\\ for a backslash, or use single quotes"),
+    (
+        "found unknown escape character",
+        "an escape that double quotes do not know; write \\\\ for a backslash, or use single quotes",
+    ),
     ("found undefined tag handle", "text that begins with ! needs quotes"),
     ("did not find expected tag", "text that begins with ! needs quotes"),
     ("while scanning an alias", "text that begins with * needs quotes"),
     ("while scanning an anchor", "text that begins with & needs quotes"),
     ("while scanning a directive", "text that begins with % needs quotes"),
     ("while scanning a block scalar", "text that begins with | or > needs quotes"),
-    ("did not find expected <document start>", "text behind the end of the configuration; the indentation does not fit the lines above"),
-    ("did not find expected node content", "a value is missing, or text that begins with a special character needs quotes"),
+    (
+        "did not find expected <document start>",
+        "text behind the end of the configuration; the indentation does not fit the lines above",
+    ),
+    (
+        "did not find expected node content",
+        "a value is missing, or text that begins with a special character needs quotes",
+    ),
 )
 
 
@@ -367,6 +396,10 @@ def _sentence(problem: str, context: str, at: str, line: str) -> str:
         return "a tab cannot indent; use spaces" if at == "\t" else f"text that begins with {at} needs quotes"
     if re.search(r"[:,\[]\s*\[[0-9a-fA-F:]*:[0-9a-fA-F:]*\]:", line) or re.match(r"\s*-\s*\[[0-9a-fA-F:]*:", line):
         return 'an IPv6 address needs quotes: "[::1]:8080"'
+    if not at and "flow" in context:
+        return "a bracket or brace is not closed"
+    if at and at in "]}":
+        return f"{at} closes nothing; remove it, or open it before"
     for known, sentence in _SENTENCES:
         if known in problem or known in context:
             return sentence

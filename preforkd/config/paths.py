@@ -23,7 +23,7 @@ def runtime_folder(uid: int | None = None, environ: Mapping[str, str] | None = N
     if uid == 0:
         return "/run/preforkd"
     session = environ.get("XDG_RUNTIME_DIR", "")
-    return os.path.join(session, "preforkd") if os.path.isabs(session) else f"/tmp/preforkd-{uid}"
+    return os.path.join(session, "preforkd") if os.path.isabs(session) else f"/tmp/preforkd-{uid}"  # noqa: S108
 
 
 def runtime_files(path: str, uid: int | None = None, environ: Mapping[str, str] | None = None) -> tuple[str, str]:

@@ -6,19 +6,19 @@ configuration is the digest of what was checked, whoever edits meanwhile.
 
 from __future__ import annotations
 
-import glob
+import fnmatch
 import hashlib
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from collections.abc import Mapping
-
 from ..errors import ConfigError, Mistake
-from .events import Mistakes, Node, parse
+from .events import Mistakes, Node, Tree, parse
 from .paths import runtime_files
 from .settings import Config
 from .source import Unreadable, read_bytes
-from .units import absolute
+from .units import absolute, shown
 from .walk import Place, Walk
 
 #: A pattern that matches more files than this was not meant for site files.
@@ -61,10 +61,20 @@ def presentable(path: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        what = f"is a relative path, and the current folder cannot be found: {error.strerror}"
+        raise ConfigError((Mistake(presentable(path), 0, 0, "", what),)) from None
+
+
 class _Reader:
+    """One reading; used once."""
+
     def __init__(self, path: str) -> None:
         self._asked = path
-        self._path = os.path.abspath(path)
+        self._path = _absolute(path)
         self._name = presentable(path)
         self._base = os.path.dirname(self._path)
         self._mistakes = Mistakes()
@@ -73,45 +83,87 @@ class _Reader:
         self._files: list[str] = []
 
     def run(self, data: bytes) -> Reading:
-        patterns = self._walk.main(self._parsed(self._path, self._name, data))
-        for pattern, node in patterns:
-            if pattern is not None:
-                self._include(pattern, node)
+        for pattern, node in self._walk.main(self._parsed(self._path, self._name, data)):
+            self._include(pattern, node)
         defaults = runtime_files(self._path)
         config = self._walk.finish(self._path, tuple(self._files), self._hash.hexdigest(), self._name, defaults)
         if self._mistakes:
             raise self._mistakes.error(self._name)
         return Reading(config, self._walk.places)
 
-    def _parsed(self, path: str, name: str, data: bytes):  # type: ignore[no-untyped-def]
+    def _parsed(self, path: str, name: str, data: bytes) -> Tree:
         self._mistakes.opened(name)
         self._files.append(path)
-        # Lengths first, or two files could share bytes between them and keep the digest.
+        # Lengths first, or a byte could move from one file to the next and leave the digest as it was.
         encoded = os.fsencode(path)
         self._hash.update(b"%d %d\n" % (len(encoded), len(data)) + encoded + data)
         return parse(data, name, self._mistakes)
 
     def _include(self, pattern: str, node: Node) -> None:
-        wild = glob.has_magic(pattern)
-        paths = sorted(glob.glob(os.path.join(glob.escape(self._base), pattern))) if wild else [absolute(pattern, self._base)]
-        if len(paths) > MAX_FILES:
-            self._mistakes.at(node, "include", f"{pattern} matches {len(paths)} files; at most {MAX_FILES}")
+        try:
+            paths = matches(absolute(pattern, self._base))
+        except Unreadable as error:
+            self._unreadable(node, str(error))
             return
-        shown_folder = os.path.dirname(self._asked)
         for path in paths:
-            path = os.path.normpath(path)
             if path == self._path:
-                self._mistakes.at(node, "include", f"{pattern} matches this file itself; keep site files in a folder of their own")
-                continue
-            if path in self._files:
-                continue
-            relative = os.path.relpath(path, self._base)
-            inside = not relative.startswith("..") and not os.path.isabs(pattern)
-            name = presentable(os.path.join(shown_folder, relative) if inside else path)
-            try:
-                data = read_bytes(path)
-            except Unreadable as error:
-                self._walk.complete = False
-                self._mistakes.at(node, "include", f"{name}: {error}")
-                continue
-            self._walk.included(self._parsed(path, name, data))
+                what = f"{shown(pattern)} matches this file itself; keep further files in a folder of their own"
+                self._mistakes.at(node, "include", what)
+            elif path not in self._files:
+                name = presentable(self._as_asked(path, pattern))
+                try:
+                    data = read_bytes(path)
+                except Unreadable as error:
+                    self._unreadable(
+                        node, f"{name} {error}" if str(error).startswith(("is ", "cannot ")) else f"{name}: {error}"
+                    )
+                else:
+                    self._walk.included(self._parsed(path, name, data))
+
+    def _unreadable(self, node: Node, what: str) -> None:
+        # Its pools are unknown, so nobody says that there are none.
+        self._walk.complete = False
+        self._mistakes.at(node, "include", what)
+
+    def _as_asked(self, path: str, pattern: str) -> str:
+        """``path`` as the operator would write it: relative if the main file and the pattern are."""
+        relative = os.path.relpath(path, self._base)
+        if os.path.isabs(pattern) or relative.startswith(".."):
+            return path
+        return os.path.join(os.path.dirname(self._asked), relative)
+
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+def matches(pattern: str) -> list[str]:
+    """The paths that the absolute ``pattern`` matches, sorted; itself, if it has no wildcard.
+
+    As `glob.glob`, but a folder that may not be listed is an error: glob would say that nothing matches, and the sites
+    in it would be gone without a word. Raises `Unreadable`.
+    """
+    if _MAGIC.search(pattern) is None:
+        return [pattern]
+    found = ["/"]
+    for part in pattern.strip("/").split("/"):
+        if _MAGIC.search(part) is None:
+            found = [os.path.join(folder, part) for folder in found]
+            continue
+        form = re.compile(fnmatch.translate(part))
+        inner: list[str] = []
+        for folder in found:
+            names = (name for name in _names(folder) if form.match(name) and (part[0] == "." or name[0] != "."))
+            inner += [os.path.join(folder, name) for name in names]
+        found = inner
+        if len(found) > MAX_FILES:
+            raise Unreadable(f"{shown(pattern)} matches {len(found)} files; at most {MAX_FILES}")
+    return sorted(path for path in found if os.path.lexists(path))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise Unreadable(f"the folder {presentable(folder)} cannot be listed: {error.strerror}") from None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from .units import (
@@ -31,7 +30,6 @@ from .units import (
     Path,
     Percent,
     Size,
-    Text,
     UrlPath,
     Word,
 )
@@ -137,11 +135,18 @@ class Listen:
     ] = 0o666
     owner: Annotated[
         str | None,
-        Setting(Account("user name", "www-data"), "Owner of a unix socket.", {"php-fpm": "listen.owner"}, example="www-data"),
+        Setting(
+            Account("user name", "www-data"), "Owner of a unix socket.", {"php-fpm": "listen.owner"}, example="www-data"
+        ),
     ] = None
     group: Annotated[
         str | None,
-        Setting(Account("group name", "www-data"), "Group of a unix socket.", {"php-fpm": "listen.group"}, example="www-data"),
+        Setting(
+            Account("group name", "www-data"),
+            "Group of a unix socket.",
+            {"php-fpm": "listen.group"},
+            example="www-data",
+        ),
     ] = None
 
     @classmethod
@@ -315,7 +320,9 @@ class Timeouts:
     ] = 5.0
     send: Annotated[
         float,
-        Setting(Duration(), "How long a client may not read its answer.", {"Apache": "SendTimeout", "nginx": "send_timeout"}),
+        Setting(
+            Duration(), "How long a client may not read its answer.", {"Apache": "SendTimeout", "nginx": "send_timeout"}
+        ),
     ] = 30.0
     probation: Annotated[
         float,
@@ -462,6 +469,7 @@ class Pool:
                     "fastcgi": "this program speaks HTTP; write wsgi",
                     "uwsgi": "this program speaks HTTP; write wsgi",
                 },
+                own="handlers of one's own",
             ),
             "What a worker serves: wsgi is a WSGI application (PEP 3333).",
             {"Apache": "SetHandler AddHandler", "granian": "interface", "uWSGI": "plugin plugins protocol"},
@@ -508,13 +516,19 @@ class Pool:
     ] = field(default_factory=dict)
     user: Annotated[
         str | None,
-        Setting(Account("user name", "www-data"), "This pool's own user, instead of the global one.", example="www-data"),
+        Setting(
+            Account("user name", "www-data"), "This pool's own user, instead of the global one.", example="www-data"
+        ),
     ] = None
     group: Annotated[
         str | None,
-        Setting(Account("group name", "www-data"), "This pool's own group, instead of the global one.", example="www-data"),
+        Setting(
+            Account("group name", "www-data"), "This pool's own group, instead of the global one.", example="www-data"
+        ),
     ] = None
-    umask: Annotated[int | None, Setting(Mode(), "This pool's own umask, instead of the global one.", example="0027")] = None
+    umask: Annotated[
+        int | None, Setting(Mode(), "This pool's own umask, instead of the global one.", example="0027")
+    ] = None
     preload: Annotated[
         str,
         Setting(
@@ -532,13 +546,17 @@ class Pool:
                     "lazy": "never",
                 },
             ),
-            "Load the application once and fork from there: auto does so unless the import leaves threads or sockets behind.",
+            "Load the application once and fork from there; auto: unless its import leaves threads or sockets behind.",
             {"gunicorn": "preload_app", "uWSGI": "lazy-apps lazy", "mod_wsgi": "WSGIImportScript"},
         ),
     ] = "auto"
     warmup: Annotated[
         tuple[str, ...],
-        Setting(ListOf(UrlPath()), "Paths requested before the loaded application is copied, to share more memory.", example="[/]"),
+        Setting(
+            ListOf(UrlPath()),
+            "Paths requested before the loaded application is copied, to share more memory.",
+            example="[/]",
+        ),
     ] = ()
     health: Annotated[
         str | None,
@@ -747,9 +765,18 @@ _FILE_ONLY: Mapping[type[Any], tuple[str, Declared]] = {
 }
 
 
-@cache
+_DECLARED: dict[type[Any], Mapping[str, Declared]] = {}
+
+
 def declared(section: type[Any]) -> Mapping[str, Declared]:
-    """The settings of a section by key, in the order in which they are shown."""
+    """The settings of a section by key, in the order in which they are shown; worked out once."""
+    found = _DECLARED.get(section)
+    if found is None:
+        found = _DECLARED[section] = _collect(section)
+    return found
+
+
+def _collect(section: type[Any]) -> Mapping[str, Declared]:
     hints = get_type_hints(section, include_extras=True)
     after, extra = _FILE_ONLY.get(section, ("", None))
     found: dict[str, Declared] = {}
@@ -781,5 +808,5 @@ def default_text(item: Declared) -> str:
     if item.optional:
         return "null"
     if isinstance(shape, Path):
-        return item.setting.default
+        return item.setting.default  # depends on who asks and where the file is: `paths.runtime_files`
     return shape.write(item.default)

@@ -1,7 +1,7 @@
 """From a path to bytes, whatever the path turns out to be.
 
 The file is opened by the checking child of a running master, perhaps by root. A FIFO would block, a device might never
-end, a directory, a symlink loop or 100 MB of something else are ordinary accidents: each is told at once, in a sentence.
+end, and a directory, a symlink loop or 100 MB of something else are ordinary accidents: each is told at once.
 """
 
 from __future__ import annotations

@@ -221,7 +221,12 @@ class Size:
 
     def schema(self) -> JsonSchema:
         """A number of bytes, or the text with its unit."""
-        return {"anyOf": [{"type": "string", "pattern": "^(0|[1-9][0-9]{0,15})[KMGTkmgt]?$"}, {"type": "integer", "minimum": 0}]}
+        return {
+            "anyOf": [
+                {"type": "string", "pattern": "^(0|[1-9][0-9]{0,15})[KMGTkmgt]?$"},
+                {"type": "integer", "minimum": 0},
+            ]
+        }
 
 
 class Percent:
@@ -320,8 +325,16 @@ class Word:
 
     noun = "word"
 
-    def __init__(self, *words: str, later: tuple[str, ...] = (), foreign: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *words: str,
+        later: tuple[str, ...] = (),
+        foreign: Mapping[str, str] | None = None,
+        own: str = "",
+    ) -> None:
         self.words, self.later, self.foreign = words, later, foreign or {}
+        #: What a text with a colon would be, if a later version takes module:attribute here.
+        self.own = own
 
     def read(self, text: str, base: str = "") -> str:
         """The word itself."""
@@ -333,9 +346,13 @@ class Word:
         """The sentence about a word that is none of ours."""
         if text in self.later:
             return f"{shown(text)} does not exist in this version yet; it has {self.choice()}"
+        if self.own and re.fullmatch(r"[\w.]+:[\w.]+", text):
+            return f"{self.own} ({shown(text)}) do not exist in this version yet; it has {self.choice()}"
         meant = self.foreign.get(text.lower(), "")
         if meant in self.later:
-            return f"{shown(text)} would be {meant} here, which does not exist in this version yet; it has {self.choice()}"
+            return (
+                f"{shown(text)} would be {meant} here, which does not exist in this version yet; it has {self.choice()}"
+            )
         if meant and meant not in self.words:
             return f"{shown(text)} is not one of the words here; {meant}"
         meant = meant or nearest(text, self.words + self.later)
@@ -373,7 +390,9 @@ class Text:
     def read(self, text: str, base: str = "") -> str:
         """The text itself."""
         if re.fullmatch(self.form, text) is None:
-            what = f"{shown(text)} is not {_article(self.noun)}" if text else f"an empty text is not {_article(self.noun)}"
+            what = (
+                f"{shown(text)} is not {_article(self.noun)}" if text else f"an empty text is not {_article(self.noun)}"
+            )
             raise Wrong(f"{what}; {self.hint(text) or f'write for example {self.example}'}")
         return text
 
@@ -387,7 +406,7 @@ class Text:
 
 
 def _article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
+    return ("an " if noun[0] in "aeio" else "a ") + noun
 
 
 class Account(Text):
@@ -441,7 +460,7 @@ class Application:
             folder, _, name = module.rpartition("/")
             name = name.removesuffix(".py")
             if _dotted(name):
-                return f"name the module, not its file: app: {name}:{attribute or 'application'}, directory: {folder or '/'}"
+                return f"name the module, not its file: app: {name}:{attribute}, directory: {folder or '/'}"
         if "-" in module:
             return "a module's name has no hyphen"
         return "write for example mysite.wsgi:application"
@@ -467,13 +486,24 @@ def absolute(text: str, base: str) -> str:
     """The absolute path that ``text`` names, seen from the folder ``base``. Raises `Wrong`."""
     if not text.strip():
         raise Wrong("an empty text is not a path; write a file's path")
+    if text != text.strip():
+        raise Wrong(f"{shown(text)} begins or ends with a space; remove it")
     if text.startswith("~"):
-        raise Wrong(f"{shown(text)}: ~ is not expanded, for it would be another folder for root; write the path in full")
+        raise Wrong(
+            f"{shown(text)}: ~ is not expanded, for it would be another folder for root; write the path in full"
+        )
     if text.startswith("$"):
         raise Wrong(f"{shown(text)}: variables are not expanded here; write the path in full")
     if "\n" in text:
         raise Wrong(f"{shown(text)} has more than one line; write one path")
-    if len(os.fsencode(text)) > 4000:
+    try:
+        length = len(os.fsencode(text))
+    except UnicodeEncodeError:
+        # A locale of one byte a character, such as ISO-8859-1.
+        raise Wrong(
+            f"{shown(text)} cannot be a file's name in this locale; use a UTF-8 locale, or plain letters"
+        ) from None
+    if length > 4000:
         raise Wrong(f"{shown(text)} is longer than a path can be (PATH_MAX, 4096 bytes)")
     return os.path.normpath(os.path.join(base, text))
 
@@ -527,7 +557,9 @@ class Destination:
         if "/" not in text and "." not in text:
             meant = nearest(text, self.words)
             did = f"did you mean {meant}? A file would be ./{text}" if meant else f"write {self._choice()}"
-            raise Wrong(f"{shown(text)} is unknown; {did}" if text.strip() else f"an empty text; write {self._choice()}")
+            raise Wrong(
+                f"{shown(text)} is unknown; {did}" if text.strip() else f"an empty text; write {self._choice()}"
+            )
         if re.match(r"(syslog|unix|udp|tcp|https?|fluentd):", text):
             raise Wrong(f"{shown(text)} is neither a word nor a file; write {self._choice()}")
         return Path().read(text, base)
@@ -558,7 +590,11 @@ class Format:
             raise Wrong(f"{shown(text)} has more than one line; a log record is one line")
         if "%" not in text:
             meant = nearest(text, self.words)
-            did = f"did you mean {meant}?" if meant else "write common, combined, json or a format such as '%h %t \"%r\" %>s'"
+            did = (
+                f"did you mean {meant}?"
+                if meant
+                else "write common, combined, json or a format such as '%h %t \"%r\" %>s'"
+            )
             raise Wrong(f"{shown(text)} has no %-directive; {did}")
         if len(text) > 4096:
             raise Wrong(f"{shown(text)} is too long; at most 4096 characters")
@@ -621,6 +657,14 @@ class Glob:
 # -- addresses ------------------------------------------------------------------------------------------------------
 
 
+def _version(text: str) -> int | None:
+    """4 or 6 if ``text`` is a numeric address, else None."""
+    try:
+        return ipaddress.ip_address(text).version
+    except ValueError:
+        return None
+
+
 class Address:
     """Where to listen: ``host:port``, ``[v6]:port``, ``unix:/path`` or ``systemd:NAME``.
 
@@ -653,7 +697,9 @@ class Address:
             raise Wrong(f"{shown(text)} is an abstract socket, which anybody may connect to; write unix:/path")
         if not path.startswith("/"):
             if path and not path.startswith(("~", "$")):
-                raise Wrong(f"{shown(text)} is not an absolute path; write unix:{os.path.normpath(os.path.join(base, path))}")
+                raise Wrong(
+                    f"{shown(text)} is not an absolute path; write unix:{os.path.normpath(os.path.join(base, path))}"
+                )
             raise Wrong(f"{shown(text)} is not an absolute path; write for example unix:/run/preforkd/web.sock")
         if path.endswith("/"):
             raise Wrong(f"{shown(text)} names a folder; write the socket's own path")
@@ -662,7 +708,9 @@ class Address:
     def _systemd(self, text: str) -> str:
         name = text.removeprefix("systemd:")
         if re.fullmatch(r"[A-Za-z0-9_.@-]{1,255}", name) is None:
-            raise Wrong(f"{shown(text)} names no socket; write systemd: and the FileDescriptorName= of the .socket unit")
+            raise Wrong(
+                f"{shown(text)} names no socket; write systemd: and the FileDescriptorName= of the .socket unit"
+            )
         return text
 
     def _tcp(self, text: str) -> str:
@@ -693,28 +741,19 @@ class Address:
         return f"[{address}]:{port}"
 
     def _meant(self, text: str) -> str:
-        bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        try:
-            alone = ipaddress.ip_address(bare)
-        except ValueError:
-            alone = None
-        if alone is not None and bare.count(":") < 7 and alone.version == 6 and not text.startswith("["):
-            host, _, port = text.rpartition(":")
-            try:
-                ipaddress.IPv6Address(host if not host.endswith(":") or host.endswith("::") else host + ":")
-            except ValueError:
-                pass
-            else:
-                if port.isdecimal():
-                    shape = host if not host.endswith(":") or host.endswith("::") else host + ":"
-                    return f'an IPv6 address needs brackets, and the whole needs quotes: "[{shape}]:{port}"'
-        if alone is not None:
-            shape = f"[{alone}]" if alone.version == 6 else str(alone)
-            return f"its port is missing: write {shape}:8080"
+        bare = text.strip("[]")
+        host, _, port = bare.rpartition(":")
+        # "::1:80" is an IPv6 address as it stands; a port is likelier where the last part looks like one.
+        if host.endswith(":") and not host.endswith("::"):
+            host += ":"
+        if _version(host) == 6 and port.isdecimal() and (port in ("80", "443") or 1000 <= int(port) <= 65535):
+            return f'an IPv6 address needs brackets: "[{host}]:{port}"'
+        if (version := _version(bare)) is not None:
+            return f"its port is missing: write {f'[{bare}]' if version == 6 else bare}:8080"
         if text.count(":") > 1:
-            return 'an IPv6 address needs brackets, and the whole needs quotes: "[::1]:8080"'
-        if re.fullmatch(r"[A-Za-z0-9.-]+:[^0-9].*|[A-Za-z0-9.-]+:", text):
-            return "its port is no number; write for example 127.0.0.1:8080"
+            return 'an IPv6 address needs brackets: "[::1]:8080"'
+        if re.fullmatch(r"[A-Za-z0-9.-]+:.*", text):
+            return "its port is not a number; write for example 127.0.0.1:8080"
         return 'write for example 127.0.0.1:8080, "[::1]:8080", unix:/run/preforkd/web.sock or systemd:web'
 
     def _not_numeric(self, text: str, host: str, port: str) -> str:
@@ -723,9 +762,9 @@ class Address:
         if host in ("*", "all", "any"):
             return f'{shown(text)}: write ["0.0.0.0:{port}", "[::]:{port}"] for all addresses'
         if re.fullmatch(r"[0-9.]+", host):
-            return f"{shown(text)}: {host[:40]} is not an IPv4 address; it has four numbers from 0 to 255, without leading zeros"
+            return f"{shown(text)}: {host[:40]} is not an IPv4 address: four numbers up to 255, no leading zeros"
         if text.startswith("["):
-            return f"{shown(text)}: {shown(host, 40)} is not an IPv6 address; write for example \"[::1]:{port}\""
+            return f'{shown(text)}: {shown(host, 40)} is not an IPv6 address; write for example "[::1]:{port}"'
         if nearest(host, ("unix", "systemd")):
             return f"{shown(text)} is not an address; did you mean {nearest(host, ('unix', 'systemd'))}:?"
         return f"{shown(text)}: names are not looked up here; write the numeric address of {shown(host, 40)}"

@@ -60,18 +60,31 @@ class Walk:
         self.complete = True
         self._pool_keys: dict[str, Scalar] = {}
         self._addresses: dict[str, tuple[Node, str]] = {}
+        self._refused = 0
         self._main = Section()
+        #: A pool's name for sentences about keys that stand outside of any pool.
+        self._any_pool = "web"
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def main(self, tree: Tree) -> tuple[tuple[str, Node], ...]:
+    def main(self, tree: Tree) -> list[tuple[str, Node]]:
         """Walk the main file; return the patterns of ``include`` with their places."""
-        self.complete = self.complete and tree.complete
+        self.complete = tree.complete
+        if isinstance(tree.root, Mapping):
+            # Sentences about keys before `pools:` shall name a pool that exists.
+            pools = next((node for key, node in tree.root.pairs if key.text == "pools"), None)
+            if isinstance(pools, Mapping) and pools.pairs:
+                self._any_pool = pools.pairs[0][0].text[:32]
         if tree.root is not None and not tree.root.empty:
             self._main = self._section(Config, tree.root, "")
         node = self._main.nodes.get("include")
-        items = node.items if isinstance(node, Sequence) else [node] * len(self._main.values.get("include", ()))
-        return tuple(zip(self._main.values.get("include", ()), items, strict=False))
+        if not self._main.sound("include"):
+            # Pools may be missing for the patterns that could not be read.
+            self.complete = False
+        patterns: tuple[str, ...] = self._main.values.get("include", ())
+        if node is None or not patterns:
+            return []
+        return list(zip(patterns, node.items if isinstance(node, Sequence) else [node], strict=True))
 
     def included(self, tree: Tree) -> None:
         """Walk an included file, which holds only ``pools``."""
@@ -86,7 +99,9 @@ class Walk:
             if key.text == "pools":
                 self._pools(node)
             elif not self.mistakes.full and key.text in declared(Config):
-                self.mistakes.at(key, joined("", key.text), "an included file holds only `pools:`; this belongs into the main file")
+                self.mistakes.at(
+                    key, joined("", key.text), "an included file holds only `pools:`; this belongs into the main file"
+                )
             else:
                 self._unknown(key, Config, "")
 
@@ -109,7 +124,7 @@ class Walk:
             try:
                 declared(Config)["control"].setting.shape.read(defaults[1], "/")  # type: ignore[union-attr]
             except Wrong as wrong:
-                self.mistakes.add(name, 0, 0, "control", f"the default cannot be used: {wrong}, and set it here")
+                self.mistakes.add(name, 0, 0, "control", f"is not set, and its default cannot be used: {wrong}")
         if self._main.sound("pid_file", "control") and values["pid_file"] == values.get("control"):
             node = self._main.nodes.get("control") or self._main.nodes.get("pid_file")
             if node is not None:
@@ -126,27 +141,38 @@ class Walk:
                 self._not_a_section(section, node, path)
             return result
         known = declared(section)
+        strange: set[str] = set()
         for key, value in node.pairs:
             item = known.get(key.text)
             if item is None:
-                self._unknown(key, section, path)
+                if key.text not in strange:
+                    strange.add(key.text)
+                    self._unknown(key, section, path)
                 continue
             name = f"{path}.{key.text}" if path else key.text
             again = key.text in result.nodes
             if not again:
                 result.nodes[key.text] = value
                 self.places[name] = Place(key.file, key.line, key.column)
-            mistakes = self.mistakes.count
+            mistakes = self._troubles()
             read = self._value(item, value, name)
-            if self.mistakes.count == mistakes and not again:
+            if self._troubles() == mistakes and not again:
                 result.values[key.text] = read
         return result
+
+    def _troubles(self) -> int:
+        """Grows with each mistake, also with one that was noted before the walk came to its place."""
+        return self.mistakes.count + self._refused
 
     def _not_a_section(self, section: type[Any], node: Node, path: str) -> None:
         known = declared(section)
         first, second = list(known)[:2]
         if section is Workers:
-            example = f"{{max: {node.text}}}" if isinstance(node, Scalar) and node.text.isdecimal() else "{start: 5, max: 256}"
+            example = (
+                f"{{max: {node.text}}}"
+                if isinstance(node, Scalar) and node.text.isdecimal()
+                else "{start: 5, max: 256}"
+            )
         elif section is Config:
             example = f"pools: {EXAMPLE}"
         elif section is Pool:
@@ -156,7 +182,9 @@ class Walk:
         else:
             example = f"{{{first}: …, {second}: …}}"
         what = f"{shown(node.text)} is one value" if isinstance(node, Scalar) else "this is a list"
-        self.mistakes.at(node, path, f"{what} where a section of settings belongs; write for example {example}{_ran_on(node)}")
+        self.mistakes.at(
+            node, path, f"{what} where a section of settings belongs; write for example {example}{_ran_on(node)}"
+        )
 
     def _unknown(self, key: Scalar, section: type[Any], path: str) -> None:
         if self.mistakes.full:
@@ -165,13 +193,17 @@ class Walk:
         if not key.text:
             self.mistakes.at(key, path, "a key is missing before the colon")
             return
-        pool = path.split(".")[1] if path.startswith("pools.") else next(iter(self._pool_keys), "")
-        self.mistakes.at(key, joined(path, key.text), words.unknown(key.text, section, path, pool))
+        pool = path.split(".")[1] if path.startswith("pools.") else self._any_pool
+        what = words.unknown(key.text, section, path, pool)
+        self.mistakes.at(key, joined(path, key.text), what)
+        if section is Config and what.endswith("did you mean pools?"):
+            self.complete = False
 
     def _value(self, item: Declared, node: Node, name: str) -> Any:
         """Read one setting; the default where nothing is written or after a mistake."""
         shape = item.setting.shape
         if isinstance(node, Refused):
+            self._refused += 1
             return item.default
         if isinstance(shape, Group):
             return self._group(shape.section, node, name)
@@ -212,7 +244,11 @@ class Walk:
 
     def _read(self, kind: Kind, node: Scalar, name: str, default: Any) -> Any:
         try:
-            return kind.read(node.text, self.base)
+            value = kind.read(node.text, self.base)
+            if node.folded:
+                # YAML joins the lines. What the operator wrote in the second one is far likelier a setting.
+                raise Wrong(f"{shown(node.text)} has more than one line; put text with line breaks in quotes")
+            return value
         except Wrong as wrong:
             if self.mistakes.full:
                 self.mistakes.count += 1
@@ -232,6 +268,7 @@ class Walk:
 
     def _item(self, item: Declared, shape: ListOf, node: Node, name: str) -> Any:
         if isinstance(node, Refused):
+            self._refused += 1
             return None
         self.places.setdefault(name, Place(node.file, node.line, node.column))
         if shape.section is Listen:
@@ -239,7 +276,9 @@ class Walk:
         if isinstance(node, Scalar) and not node.empty:
             return self._read(shape.kind, node, name, None)
         what = "is empty" if node.empty else f"is {'a list' if isinstance(node, Sequence) else 'a section'}"
-        self.mistakes.at(node, name, f"{what} where one {shape.kind.noun} belongs; write for example {item.setting.example}")
+        self.mistakes.at(
+            node, name, f"{what} where one {shape.kind.noun} belongs; write for example {item.setting.example}"
+        )
         return None
 
     def _map(self, item: Declared, shape: MapOf, node: Node, name: str) -> dict[str, str]:
@@ -247,12 +286,20 @@ class Walk:
         if node.empty:
             return found
         if not isinstance(node, Mapping):
-            self.mistakes.at(node, name, f"is not a section of names with values; write for example {item.setting.example}{_ran_on(node)}")
+            self.mistakes.at(
+                node,
+                name,
+                f"is not a section of names with values; write for example {item.setting.example}{_ran_on(node)}",
+            )
             return found
         for key, value in node.pairs:
             path = joined(name, key.text)
             if re.fullmatch(shape.names, key.text) is None or len(key.text) > 255:
-                self.mistakes.at(key, name, f"{shown(key.text)} is not a name; letters, digits and _ make one, not beginning with a digit")
+                self.mistakes.at(
+                    key,
+                    name,
+                    f"{shown(key.text)} is not a name; letters, digits and _ make one, not beginning with a digit",
+                )
             elif isinstance(value, Scalar) and not value.empty:
                 self.places.setdefault(path, Place(key.file, key.line, key.column))
                 found.setdefault(key.text, self._read(shape.kind, value, path, ""))
@@ -281,7 +328,11 @@ class Walk:
     def _listen_section(self, node: Mapping, name: str) -> Listen | None:
         mistakes = self.mistakes.count
         # `127.0.0.1: 8080` and the like: a space after the colon makes a mapping of an address.
-        if len(node.pairs) == 1 and isinstance(value := node.pairs[0][1], Scalar) and node.pairs[0][0].text not in declared(Listen):
+        if (
+            len(node.pairs) == 1
+            and isinstance(value := node.pairs[0][1], Scalar)
+            and node.pairs[0][0].text not in declared(Listen)
+        ):
             whole = f"{node.pairs[0][0].text}:{value.text}"
             try:
                 Address().read(whole, self.base)
@@ -293,7 +344,9 @@ class Walk:
         read = self._section(Listen, node, name)
         if "address" not in read.nodes:
             if self.complete:
-                self.mistakes.at(node, name, 'has no address; write for example {address: "unix:/run/preforkd/web.sock", mode: 0660}')
+                self.mistakes.at(
+                    node, name, 'has no address; write for example {address: "unix:/run/preforkd/web.sock", mode: 0660}'
+                )
             return None
         text = read.values.pop("address", None)
         if text is None:
@@ -304,7 +357,11 @@ class Walk:
                 if key in read.nodes:
                     place = self.places[f"{name}.{key}"]
                     self.mistakes.add(
-                        place.file, place.line, place.column, f"{name}.{key}", f"{text} is not a unix socket, and only these have one; remove it"
+                        place.file,
+                        place.line,
+                        place.column,
+                        f"{name}.{key}",
+                        f"{text} is not a unix socket, and only these have one; remove it",
                     )
         return Listen.of(text, **read.values) if self.mistakes.count == mistakes else None
 
@@ -312,7 +369,9 @@ class Walk:
         """Note an address that another listener of these files has already, itself or by listening everywhere."""
         for other in _rivals(text, self._addresses):
             first, owner = self._addresses[other]
-            where = f"{owner} in line {first.line}" if first.file == node.file else f"{owner} in {first.file}:{first.line}"
+            where = (
+                f"{owner} in line {first.line}" if first.file == node.file else f"{owner} in {first.file}:{first.line}"
+            )
             what = "is here twice; the first is" if other == text else f"cannot listen beside {other}, which is"
             self.mistakes.at(node, name, f"{text} {what} {where}")
             return
@@ -326,7 +385,9 @@ class Walk:
             return
         if not isinstance(node, Mapping):
             what = "this is a list" if isinstance(node, Sequence) else "this is one value"
-            self.mistakes.at(node, "pools", f"{what} where pools with their names belong; write for example {EXAMPLE}{_ran_on(node)}")
+            self.mistakes.at(
+                node, "pools", f"{what} where pools with their names belong; write for example {EXAMPLE}{_ran_on(node)}"
+            )
             self.complete = False
             return
         for key, value in node.pairs:
@@ -340,14 +401,24 @@ class Walk:
         first = self._pool_keys.setdefault(key.text, key)
         # Twice in one file has been said by `events`, as of every key.
         if first is not key and first.file != key.file:
-            self.mistakes.at(key, name, f"a pool of this name is already in {first.file}:{first.line}:{first.column}; rename one")
+            self.mistakes.at(
+                key, name, f"a pool of this name is already in {first.file}:{first.line}:{first.column}; rename one"
+            )
         if re.fullmatch(declared(Config)["pools"].setting.shape.names, key.text) is None:  # type: ignore[union-attr]
-            what = "is longer than 32 characters" if re.fullmatch(r"[A-Za-z0-9_-]{33,}", key.text) else "is not a pool's name"
+            what = (
+                "is longer than 32 characters"
+                if re.fullmatch(r"[A-Za-z0-9_-]{33,}", key.text)
+                else "is not a pool's name"
+            )
             if key.text in declared(Pool) or words.folded(key.text[:60]) in words.foreign_words():
                 what += f"; a pool's name is missing above it: {{web: {{{key.text[:60]}: …}}}}"
             self.mistakes.at(key, "pools", f"{shown(key.text)} {what}; use letters, digits, - and _, at most 32")
         elif key.text in declared(Pool) and not isinstance(node, Mapping):
-            self.mistakes.at(key, name, f"`{key.text}` is a setting of a pool, and the pool's name is missing above it; write for example pools: {EXAMPLE}")
+            self.mistakes.at(
+                key,
+                name,
+                f"`{key.text}` is a setting of a pool, and the pool's name is missing above it; write pools: {EXAMPLE}",
+            )
             return
         if first is key:
             self.places[name] = Place(key.file, key.line, key.column)
@@ -376,11 +447,18 @@ class Walk:
             return
         values, default = read.values, Workers()
         most = values.get("max", default.max)
+        contradiction = False
         for small, large in (("start", "max"), ("min_spare", "max"), ("min_spare", "max_spare")):
             if small in values and (large in values or large == "max") and values[small] > values.get(large, most):
                 written = f"{large} ({values.get(large, most)}{'' if large in values else ', the default'})"
-                self.mistakes.at(read.nodes[small], f"{name}.{small}", f"{values[small]} is more than {written}; raise {large} or lower {small}")
-                return
+                self.mistakes.at(
+                    read.nodes[small],
+                    f"{name}.{small}",
+                    f"{values[small]} is more than {written}; raise {large} or lower {small}",
+                )
+                contradiction = True
+        if contradiction:
+            return
         values.setdefault("start", min(default.start, most))
         values.setdefault("min_spare", min(default.min_spare, most, values.get("max_spare", most)))
         values.setdefault("max_spare", max(default.max_spare, values["min_spare"]))
@@ -388,7 +466,9 @@ class Walk:
 
 def _ran_on(node: Node) -> str:
     """A hint for plain text that went on in the next line, mostly for want of a colon or of indentation."""
-    return " (it goes on in the next line; is a colon missing there?)" if isinstance(node, Scalar) and node.folded else ""
+    return (
+        " (it goes on in the next line; is a colon missing there?)" if isinstance(node, Scalar) and node.folded else ""
+    )
 
 
 def _rivals(text: str, taken: Readable[str, object]) -> list[str]:
@@ -403,7 +483,6 @@ def _rivals(text: str, taken: Readable[str, object]) -> list[str]:
         return [everywhere]
     if text != everywhere:
         return []
-    return [
-        other for other in taken
-        if other.endswith(f":{port}") and other.startswith("[") == host.startswith("[") and not other.startswith(("unix:", "systemd:"))
-    ]  # fmt: skip
+    # The same port and the same kind of host: a bracket begins IPv6. Paths and names may end in anything.
+    numeric = [other for other in taken if not other.startswith(("unix:", "systemd:")) and other.endswith(f":{port}")]
+    return [other for other in numeric if other.startswith("[") == host.startswith("[")]

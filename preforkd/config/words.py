@@ -7,6 +7,7 @@ sentence. The word lists are built once, at the first unknown key.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -39,7 +40,10 @@ _NO_SETTING = {
     "sslcertificatefile": ("Apache", "TLS does not exist in this version yet; put a TLS proxy before it"),
     "sslcertificatekeyfile": ("Apache", "TLS does not exist in this version yet; put a TLS proxy before it"),
     "sslcertificate": ("nginx", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "workerconnections": ("gunicorn", "a worker of model process serves one request at a time; workers.max bounds the pool"),
+    "workerconnections": (
+        "gunicorn",
+        "a worker of model process serves one request at a time; workers.max bounds the pool",
+    ),
     "threadsperchild": ("Apache", "the model thread does not exist in this version yet"),
     "threadlimit": ("Apache", "the model thread does not exist in this version yet"),
     "enablethreads": ("uWSGI", "threads of the application always work here; remove it"),
@@ -57,21 +61,36 @@ _NO_SETTING = {
     "pyreload": ("uWSGI", "there is no watching of files; preforkd reload loads new code"),
     "reuseport": ("gunicorn", "the workers share one socket, so that a reload drops no connection; remove it"),
     "procname": ("gunicorn", "processes are named after pool, slot and state; the pool's name is its key below pools"),
-    "procnameprefix": ("uWSGI", "processes are named after pool, slot and state; the pool's name is its key below pools"),
+    "procnameprefix": (
+        "uWSGI",
+        "processes are named after pool, slot and state; the pool's name is its key below pools",
+    ),
     "workertmpdir": ("gunicorn", "there is no heartbeat file here; remove it"),
     "tmpuploaddir": ("gunicorn", "set the environment variable TMPDIR in environment"),
-    "forwardedallowips": ("gunicorn", "headers of a proxy are not trusted in this version; the application may read them"),
+    "forwardedallowips": (
+        "gunicorn",
+        "headers of a proxy are not trusted in this version; the application may read them",
+    ),
     "proxyprotocol": ("gunicorn", "the PROXY protocol does not exist in this version yet"),
     "virtualenv": ("uWSGI", "run preforkd from the virtual environment itself: its python -m preforkd"),
     "venv": ("uWSGI", "run preforkd from the virtual environment itself: its python -m preforkd"),
     "pythonhome": ("mod_wsgi", "run preforkd from the virtual environment itself: its python -m preforkd"),
     "wsgipythonhome": ("mod_wsgi", "run preforkd from the virtual environment itself: its python -m preforkd"),
-    "staticmap": ("uWSGI", "serving files does not exist in this version yet; leave them to a proxy or the application"),
+    "staticmap": (
+        "uWSGI",
+        "serving files does not exist in this version yet; leave them to a proxy or the application",
+    ),
     "alias": ("Apache", "serving files does not exist in this version yet; leave them to a proxy or the application"),
     "root": ("nginx", "serving files does not exist in this version yet; leave them to a proxy or the application"),
     "servername": ("Apache", "a pool answers for every host name; remove it"),
-    "maxkeepaliverequests": ("Apache", "a connection may carry any number of requests; timeouts.keepalive bounds its idling"),
-    "keepaliverequests": ("nginx", "a connection may carry any number of requests; timeouts.keepalive bounds its idling"),
+    "maxkeepaliverequests": (
+        "Apache",
+        "a connection may carry any number of requests; timeouts.keepalive bounds its idling",
+    ),
+    "keepaliverequests": (
+        "nginx",
+        "a connection may carry any number of requests; timeouts.keepalive bounds its idling",
+    ),
     "lockfile": ("Apache", "there is no accept lock here; remove it"),
     "mutex": ("Apache", "there is no accept lock here; remove it"),
     "loadmodule": ("Apache", "there are no modules here; remove it"),
@@ -79,6 +98,8 @@ _NO_SETTING = {
     "postfork": ("gunicorn", "there are no hooks in the file; os.register_at_fork in the application can do it"),
     "whenready": ("gunicorn", "there are no hooks in the file; systemd's ExecStartPost= can do it"),
     "onexit": ("gunicorn", "there are no hooks in the file; systemd's ExecStopPost= can do it"),
+    "name": ("", "a pool's name is its key below pools"),
+    "proxypass": ("nginx", "there is no proxying here; app names the application itself"),
     "version": ("", "the file has no version; remove it"),
 }
 
@@ -135,14 +156,15 @@ def unknown(key: str, section: type[Any], place: str, pool: str) -> str:
     fold = folded(key[:60])
 
     def shown_place(template: str) -> str:
-        return template.replace("NAME", pool or "NAME")
+        return template.replace("NAME", pool)
 
     # 1. The same word with other hyphens or capitals: pidFile, pid-file.
-    if (same := lists.folded.get(fold)) in here and same is not None:
+    same = lists.folded.get(fold, "")
+    if same in here:
         return f"unknown key; did you mean {same}?"
     # 2. A key of ours in the wrong place.
-    if key in lists.places and (sentence := _elsewhere(key, lists.places[key], place, shown_place)):
-        return sentence
+    if key in lists.places:
+        return _elsewhere(key, lists.places[key], place, shown_place)
     # 3. A word of another program.
     if fold in lists.foreign:
         found = lists.foreign[fold]
@@ -157,26 +179,19 @@ def unknown(key: str, section: type[Any], place: str, pool: str) -> str:
     # 4. A slip of the finger, here or in another place.
     if meant := nearest(key, tuple(here)):
         return f"unknown key; did you mean {meant}?"
-    if (same := lists.folded.get(fold) or nearest(key, tuple(lists.places))) is not None and same:
-        if sentence := _elsewhere(same, lists.places[same], place, shown_place):
-            return f"{sentence} (if {same} was meant)"
-    known = list(here)
-    return f"unknown key; known here: {', '.join(known)}"
+    if meant := same or nearest(key, tuple(lists.places)):
+        return f"{_elsewhere(meant, lists.places[meant], place, shown_place)} (if {meant} was meant)"
+    return f"unknown key; known here: {', '.join(here)}"
 
 
-def _elsewhere(key: str, places: list[str], place: str, shown_place: Any) -> str:
+def _elsewhere(key: str, places: list[str], place: str, shown_place: Callable[[str], str]) -> str:
     """The sentence about a key of ours that stands in the wrong section."""
     targets = [shown_place(f"{other}.{key}" if other else key) for other in places]
-    if len(targets) > 1:
-        near = [target for target in targets if place and target.startswith(place.rpartition(".")[0] or place)]
-        targets = near or targets
     if all(other.startswith("pools.NAME") for other in places) and not place.startswith("pools"):
         return f"unknown key; `{key}` belongs into a pool: {' or '.join(targets)}"
     if "" in places and len(places) == 1:
         return f"unknown key; `{key}` belongs to the top level of the main file"
     return f"unknown key; `{key}` belongs elsewhere: {' or '.join(targets)}"
-
-
 
 
 def foreign_words() -> frozenset[str]:

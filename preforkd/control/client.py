@@ -115,14 +115,14 @@ def _why(path: str, error: OSError) -> str:
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return f"not running: there is no control socket {path} (`preforkd start` starts the service)"
-        case errno.ECONNREFUSED:
+        case errno.ECONNREFUSED if stat.S_ISSOCK(_mode(path)):
             return (
                 f"not running: nobody answers at the control socket {path}, which a master left behind "
                 "(`preforkd start` starts the service)"
             )
         case errno.EACCES | errno.EPERM:
             return f"may not speak to the master: {_permission(path)}"
-        case errno.ENOTSOCK | errno.EPROTOTYPE:
+        case errno.ECONNREFUSED | errno.ENOTSOCK | errno.EPROTOTYPE:
             return f"not running: {path} is not a control socket (control: in the configuration names it)"
         case None:
             return f"not running: the path of the control socket cannot be used: {error} ({path})"
@@ -141,6 +141,13 @@ def _permission(path: str) -> str:
     advice = f"try it as root (sudo), or as a member of the group {group}" if mode & 0o020 else "try it as root (sudo)"
     owner = _name(status.st_uid, pwd.getpwuid)
     return f"the control socket {path} has mode {mode:04o}, owner {owner}, group {group}, and you are {me}; {advice}"
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except OSError:
+        return 0
 
 
 def _name(number: int, look_up: Callable[[int], Any]) -> str:

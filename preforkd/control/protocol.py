@@ -41,7 +41,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One line of the answer. ``error`` is None where all is well; ``exit_code`` is what the command should leave with."""
+    """One line of the answer. ``error`` is None where all is well; the command leaves with ``exit_code``."""
 
     id: int
     final: bool

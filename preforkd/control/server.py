@@ -102,7 +102,7 @@ class ControlServer:
         file: unixsocket.FileId | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Serve on a socket that listens at ``path``; `open` and `adopt` make one. ``clock`` is in seconds, monotonic."""
+        """Serve on a socket that listens at ``path``, see `open` and `adopt`. ``clock``: seconds, monotonic."""
         self.path = path
         self._sock = sock
         self._file = file
@@ -188,7 +188,8 @@ class ControlServer:
     def ready(self, fd: int, events: int) -> list[Request]:
         """Deal with a descriptor that poll reported, and return the requests that are complete now.
 
-        Never blocks, never raises. Descriptors that are not ours (any more) are ignored: an earlier one of the same turn may have closed them.
+        Never blocks, never raises. Descriptors that are not ours (any more) are ignored: an earlier one of the same
+        turn may have closed them.
         """
         if fd == self._sock.fileno():
             self._accept()
@@ -211,7 +212,7 @@ class ControlServer:
         return request in self._working
 
     def progress(self, request: int, result: Mapping[str, Any]) -> bool:
-        """Tell the client how far its request has come; False if it is gone, or has not read what it was told before."""
+        """Tell the client how far its request has come; False if it is gone, or does not read what it is told."""
         client = self._working.get(request)
         if client is None or len(client.out) > ENOUGH_PROGRESS:
             return False
@@ -241,7 +242,7 @@ class ControlServer:
         self._sock.close()
 
     def flush(self, timeout: float) -> None:
-        """Wait up to ``timeout`` seconds for clients to take what was answered. For the very end: nothing else waits."""
+        """Wait up to ``timeout`` seconds until clients took what was answered. For the very end only."""
         end = time.monotonic() + timeout
         while pending := [client for client in self._clients.values() if client.out]:
             left = end - time.monotonic()

@@ -88,8 +88,12 @@ def size_pool(counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizin
             0, surplus, f"{counts.total} workers, at most {limits.max} allowed", None, replace(pace, calm_since=None)
         )
 
-    floor = max(0, limits.start - counts.total) if counts.busy == 0 and counts.idle == 0 else 0
-    missing = max(limits.min_spare + counts.queued - counts.idle - counts.starting, floor, 1 - counts.total)
+    # Never fewer than `start`: a worker that died is replaced whether or not anybody waits for it.
+    missing = max(
+        limits.min_spare + counts.queued - counts.idle - counts.starting,
+        min(limits.start, limits.max) - counts.total,
+        1 - counts.total,
+    )
     if missing > 0:
         return _grow(missing, counts, limits, pace, now)
     return _shrink(counts, limits, replace(pace, limit_reported=False), now)
@@ -122,7 +126,7 @@ def _grow(missing: int, counts: Counts, limits: PoolGoal, pace: Pace, now: float
 
 
 def _shrink(counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizing:
-    if counts.total <= max(limits.max_spare, 1):
+    if counts.total <= max(limits.max_spare, limits.start, 1):
         # So few that they may all be idle: nothing to watch, the master may sleep for ever.
         return Sizing(0, 0, "", None, replace(pace, calm_since=None))
     if counts.idle <= limits.max_spare:
@@ -132,7 +136,7 @@ def _shrink(counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizing:
     pace = replace(pace, calm_idle=min(pace.calm_idle, counts.idle))
     assert pace.calm_since is not None
     due = max(pace.calm_since + (pace.patience or PATIENCE), pace.shrunk_at + SHRINK_INTERVAL)
-    surplus = min(pace.calm_idle, counts.idle) - limits.max_spare
+    surplus = min(min(pace.calm_idle, counts.idle) - limits.max_spare, counts.total - limits.start)
     if now < due or surplus <= 0:
         return Sizing(0, 0, "", min(due, now + SHRINK_INTERVAL) if now < due else now + SHRINK_INTERVAL, pace)
     # A tenth of the surplus at a time: 600 idle workers leave in about a minute, five in five seconds.

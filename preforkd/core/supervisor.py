@@ -65,9 +65,10 @@ class Kernel(Protocol):
 class Supervisor:
     """The supervisor without processes. Master only."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, table: Table | None = None) -> None:
+        """``table``: one that the kernel already knows, because it enters the facts itself."""
         self.kernel = kernel
-        self.table = Table()
+        self.table = Table() if table is None else table
         self.goal = Goal()
 
     # --- wishes ----------------------------------------------------------------------------------------------------
@@ -94,6 +95,10 @@ class Supervisor:
         candidate leaves in place.
         """
         self.goal = replace(self.goal, candidate=Generation(number, pools))
+
+    def give_up_candidate(self) -> None:
+        """The candidate is not wanted any more; what it has started goes."""
+        self.goal = replace(self.goal, candidate=None)
 
     # --- one turn ----------------------------------------------------------------------------------------------------
 

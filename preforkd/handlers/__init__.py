@@ -1,7 +1,8 @@
 """What a worker serves. A handler is one module here, or any class named ``module:attribute`` in the file.
 
-A handler is loaded once per generation, in the template or in the worker, after root is given up; then each worker opens
-it and a model calls it for every request. HTTP handlers get an `Exchange`; they know neither sockets nor processes.
+A handler is loaded once per generation, in the template or in the worker, after root is given up; then each worker
+opens it and a model calls it for every request. HTTP handlers get an `Exchange`; they know neither sockets nor
+processes.
 """
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, TracebackType
 
 from preforkd.errors import LoadError
 
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 #: What applications are usually called, for suggestions.
 _USUAL = ("application", "app", "create_app()", "make_app()", "wsgi_app", "wsgi")
@@ -25,8 +26,8 @@ _USUAL = ("application", "app", "create_app()", "make_app()", "wsgi_app", "wsgi"
 def load_application(name: str, directory: str | None) -> object:
     """Imports ``module:attribute`` with ``directory`` as working directory and first on sys.path.
 
-    The attribute may be dotted, may end in ``()`` (a factory, called without arguments), and is ``application`` if it is
-    left out.
+    The attribute may be dotted, may end in ``()`` (a factory, called without arguments), and is ``application`` if it
+    is left out.
 
     Raises:
         LoadError: With the application's own traceback, or what was found instead and what was probably meant.
@@ -70,22 +71,27 @@ def require_wsgi(name: str, found: object) -> None:
     if not callable(found):
         meant = f"; {_suggest(module)}" if module is not None else ""
         raise LoadError(f"app: {name} is {_kind(found)}, not an application that can be called{meant}")
-    call = found if inspect.isroutine(found) or inspect.isclass(found) else type(found).__call__
-    if inspect.iscoroutinefunction(call):
-        raise LoadError(f"app: {name} is a coroutine function, so probably an ASGI application; handler: wsgi cannot run it")
+    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(type(found).__call__):
+        raise LoadError(
+            f"app: {name} is a coroutine function, so probably an ASGI application; handler: wsgi cannot run it"
+        )
+    if not _takes(found, {}, None):
+        if _takes(found):
+            why = f"takes no arguments: a factory? Then write {name}()"
+        else:
+            why = "does not take the two arguments of WSGI (environ, start_response)"
+        raise LoadError(f"app: {name} {why}")
+
+
+def _takes(call: Callable[..., object], *arguments: object) -> bool:
+    """True unless it is sure that ``call`` cannot be called with ``arguments``."""
     try:
-        inspect.signature(found).bind({}, None)
+        inspect.signature(call).bind(*arguments)
     except TypeError:
-        if inspect.isroutine(found):
-            try:
-                inspect.signature(found).bind()
-            except TypeError:
-                why = "does not take the two arguments of WSGI (environ, start_response)"
-            else:
-                why = f"takes no arguments: a factory? Then write {name}()"
-            raise LoadError(f"app: {name} {why}") from None
+        return False
     except ValueError:
         pass  # no signature to look at: written in C
+    return True
 
 
 def _import(name: str, module_name: str) -> ModuleType:
@@ -146,7 +152,9 @@ def _suggest(module: ModuleType) -> str:
     own = [
         key
         for key, value in vars(module).items()
-        if callable(value) and not key.startswith("_") and not inspect.isclass(value)
+        if callable(value)
+        and not key.startswith("_")
+        and not inspect.isclass(value)
         # A function imported from elsewhere is a helper; an object of an imported class may well be the application.
         and not (inspect.isroutine(value) and getattr(value, "__module__", None) != module.__name__)
     ]

@@ -11,8 +11,8 @@ import io
 import os
 import stat
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from tempfile import _TemporaryFileWrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from urllib.parse import unquote_to_bytes
@@ -77,7 +77,7 @@ class WSGI:
         """The worker has served its last request; WSGI has no word for it."""
 
     def handle(self, exchange: Exchange) -> None:
-        """Answers one request. What the application does wrong is answered with a plain page, or aborts the connection."""
+        """Answers one request; what the application does wrong gets a plain page, or ends the connection."""
         call = _Call(exchange)
         try:
             try:
@@ -97,7 +97,7 @@ class WSGI:
             self._event("warning", "app_response_length", exchange, reason=exchange.complaint)
 
     def probe(self, path: str) -> int:
-        """Runs one GET without a socket; returns the status, 500 if the application failed (its traceback is logged)."""
+        """Runs one GET without a socket; returns the status, 500 if the application failed (which is logged)."""
         parser = RequestParser(RequestLimits())
         head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: preforkd\r\nConnection: close\r\n\r\n"
         parser.feed(head.encode("ascii", "replace"))
@@ -229,20 +229,21 @@ class _Call:
         if type(result) is FileWrapper and self._send_file(result):
             return
         total: int | None = None
-        known = type(result) is list or type(result) is tuple
-        if known and not exchange.committed:
-            total = sum(map(len, result))  # type: ignore[arg-type]  # narrowed by hand for speed
-        elif not exchange.committed:
-            single = hasattr(result, "__len__") and len(result) == 1
-            known = single
+        single = False
+        if exchange.committed:
+            pass  # by write(): the framing is settled
+        elif type(result) is list or type(result) is tuple:
+            total = sum(map(len, result))
+        elif isinstance(result, Sized):
+            # "If the iterable is of length 1 the server can determine Content-Length" (PEP 3333).
+            single = len(result) == 1
         for block in result:
-            if type(block) is not bytes:
-                if not isinstance(block, bytes):
-                    raise TypeError(f"the application's iterable must yield bytes, not {type(block).__name__}")
+            if not isinstance(block, bytes):
+                raise TypeError(f"the application's iterable must yield bytes, not {type(block).__name__}")
             if not block:
                 continue
             self._require_start()
-            exchange.write(block, total if total is not None else len(block) if known else None)
+            exchange.write(block, len(block) if single else total)
             if exchange.bodiless:
                 break  # nothing more can be sent; an endless generator must not run for a HEAD
         self._require_start()
@@ -268,7 +269,7 @@ class Input:
     Every method raises `preforkd.http.BodyError` (an OSError) when the body cannot be read.
     """
 
-    __slots__ = ("_exchange", "_buffer")
+    __slots__ = ("_buffer", "_exchange")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -362,8 +363,8 @@ class FileWrapper:
         not belong together.
         """
         file: object = self.filelike
-        if not isinstance(file, (io.BufferedReader, io.BufferedRandom, io.FileIO)):
-            file = getattr(file, "file", None)  # tempfile.NamedTemporaryFile
+        if isinstance(file, _TemporaryFileWrapper):
+            file = file.file
         if isinstance(file, (io.BufferedReader, io.BufferedRandom)):
             if not isinstance(file.raw, io.FileIO):
                 return None

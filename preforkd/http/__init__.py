@@ -4,9 +4,9 @@
     Exchange                                                       one request and its answer, over a Transport
     status, header, blocks -> CheckedHead, serialize -> bytes      response
 
-A model reads bytes and feeds a `RequestParser`; for each `Request` it makes an `Exchange` and hands it to the handler; a
-`Refusal` it answers with `refusal_bytes` and closes. Nothing in this package knows descriptors, clocks (but for Date) or
-WSGI.
+A model reads bytes and feeds a `RequestParser`; for each `Request` it makes an `Exchange` and hands it to the handler;
+a `Refusal` it answers with `refusal_bytes` and closes. Nothing in this package knows descriptors, clocks (but for Date)
+or WSGI.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ anything over from the message before.
 
 from __future__ import annotations
 
-from httptools import (  # type: ignore[import-untyped]  # httptools ships no stubs
+from httptools import (
     HttpParserError,
     HttpParserInvalidMethodError,
     HttpParserUpgrade,

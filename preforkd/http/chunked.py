@@ -29,7 +29,7 @@ _BETWEEN, _INSIDE, _AFTER, _TRAILERS = range(4)
 class ChunkedBody:
     """Decodes one chunked body: `feed` bytes, `decode` what they hold; then look at `done`, `refusal` and `rest`."""
 
-    __slots__ = ("_limits", "_data", "_state", "_left", "_total", "_overhead", "_fields", "done", "refusal")
+    __slots__ = ("_data", "_fields", "_left", "_limits", "_overhead", "_state", "_total", "done", "refusal")
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits

@@ -1,13 +1,13 @@
 """One request and its answer: what a model hands to an HTTP handler.
 
-The exchange knows the rules of HTTP/1.1 and does no I/O of its own; it moves bytes through a `Transport`, which the model
-provides (a blocking descriptor in `process` and `thread`). It holds every rule that concerns both directions at once:
-100-continue, an answer before the request's end, when a connection can carry another request.
+The exchange knows the rules of HTTP/1.1 and does no I/O of its own; it moves bytes through a `Transport`, which the
+model provides (a blocking descriptor in `process` and `thread`). It holds every rule that concerns both directions at
+once: 100-continue, an answer before the request's end, when a connection can carry another request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,6 +58,10 @@ class Peer:
     server_port: int
 
 
+def _never() -> bool:
+    return False
+
+
 class Exchange:
     """A request being answered. Handlers use `read_block`, `start`, `write`, `send_file` and `finish`, in this order.
 
@@ -65,34 +69,39 @@ class Exchange:
     """
 
     __slots__ = (
-        "request",
-        "peer",
-        "last",
-        "received",
-        "sent",
-        "head",
-        "user",
-        "complaint",
-        "keep_alive",
-        "committed",
-        "finished",
-        "aborted",
-        "body_ended",
+        "_broken",
+        "_continue",
+        "_framing",
+        "_leaving",
+        "_left",
         "_parser",
         "_transport",
-        "_framing",
-        "_left",
-        "_continue",
-        "_broken",
+        "aborted",
+        "body_ended",
+        "committed",
+        "complaint",
+        "finished",
+        "head",
+        "keep_alive",
+        "peer",
+        "received",
+        "request",
+        "sent",
+        "user",
     )
 
     def __init__(
-        self, request: Request, parser: RequestParser, transport: Transport, peer: Peer, last: bool = False
+        self,
+        request: Request,
+        parser: RequestParser,
+        transport: Transport,
+        peer: Peer,
+        leaving: Callable[[], bool] = _never,
     ) -> None:
+        """``leaving`` is asked when the head is sent: if true, the connection ends after this answer (unless another
+        request has already arrived behind this one: that one is answered too)."""
         self.request = request
         self.peer = peer
-        #: True if the connection must end after this answer, whatever the client wishes.
-        self.last = last
         #: Bytes of content received and sent, without framing.
         self.received = 0
         self.sent = 0
@@ -111,6 +120,7 @@ class Exchange:
         self.aborted = False
         #: The request is received to its last byte.
         self.body_ended = False
+        self._leaving = leaving
         self._parser = parser
         self._transport = transport
         self._framing = Framing.NONE
@@ -122,6 +132,11 @@ class Exchange:
     def status(self) -> int:
         """The status code of the answer, 0 before there is one."""
         return self.head.code if self.head is not None else 0
+
+    @property
+    def ends_cleanly(self) -> bool:
+        """True if the client has sent nothing that is still unread, so that closing cannot take the answer away."""
+        return self.body_ended and not self._parser.unread
 
     @property
     def close_delimited(self) -> bool:
@@ -223,7 +238,9 @@ class Exchange:
         # An answer before the end of the request: what is left of the body would be read as the next request's head.
         if not self.body_ended:
             self._look_for_end()
-        keep = request.keep_alive and self.body_ended and not self.last and self._framing is not Framing.CLOSE
+        keep = request.keep_alive and self.body_ended and self._framing is not Framing.CLOSE
+        if keep and self._leaving():
+            keep = bool(self._parser.unread)
         self.keep_alive = keep
         self.committed = True
         if keep:
@@ -318,7 +335,9 @@ class Exchange:
         self.finished = True
 
     def abort(self) -> None:
-        """Gives the answer up; the model closes the connection so that the client notices."""
+        """Gives an unfinished answer up; the model closes the connection so that the client notices."""
+        if self.finished:
+            return
         self.aborted = True
         self.keep_alive = False
 

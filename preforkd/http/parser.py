@@ -36,7 +36,7 @@ class RequestParser:
     stays in `unread` and can be handed to another process. After a `Refusal` nothing is interpreted any more.
     """
 
-    __slots__ = ("_limits", "_data", "_state", "_line", "_blank_seen", "_left", "_chunks")
+    __slots__ = ("_blank_seen", "_chunks", "_data", "_left", "_limits", "_line", "_state")
 
     def __init__(self, limits: RequestLimits, data: bytes = b"") -> None:
         self._limits = limits
@@ -174,7 +174,8 @@ class RequestParser:
             # llhttp refuses some transfer codings itself, without telling "malformed" from "not implemented".
             return self._refuse(*(_bad_coding(error.fields) or (400, f"the header is malformed: {error}")), line)
         if len(fields) != lines:
-            # A line that is not a field of its own: a folded one, or something that llhttp reads in another way than we.
+            # A line that is not a field of its own: a folded one, or something that llhttp reads in another way than
+            # we.
             return self._refuse(400, "a header line is not a field", line)
         outcome = _judge(match, fields, limits)
         if isinstance(outcome, Refusal):

@@ -21,8 +21,18 @@ _STATUS = re.compile(r"[2-9][0-9]{2}(?: [\t -~\x80-\xff]*)?")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 _HOP_BY_HOP = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
-    "transfer-encoding upgrade".split()
+    (
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+    )
 )
 _SEEN = frozenset(("content-length", "date", "server"))
 
@@ -46,7 +56,7 @@ class CheckedHead:
     ``code`` is the status as a number, ``length`` the declared Content-Length or None. Immutable by convention.
     """
 
-    __slots__ = ("status", "code", "headers", "length", "dated", "server_named")
+    __slots__ = ("code", "dated", "headers", "length", "server_named", "status")
 
     def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
         """Checks what an application handed to start_response.
@@ -130,7 +140,8 @@ _date: tuple[int, str] = (-1, "")
 
 
 def http_date(now: float | None = None) -> str:
-    """The Date of a response sent at ``now`` (unix seconds; default: the clock's), in the fixed form of RFC 9110, 5.6.7.
+    """The Date of a response sent at ``now`` (unix seconds; default: the clock's), in the fixed form of RFC 9110,
+    5.6.7.
 
     Made once a second. Not by strftime, whose names follow the locale that an application may have set.
     """

@@ -1,12 +1,13 @@
 r"""The access log: one line a request, in Apache's formats or as JSON, one ``write`` a line.
 
 A format is compiled once into one Python function, because it runs for every request: the function looks up what the
-format names and nothing else, formats times once a second, and looks at everything that came from the client in a single
-check; only where that finds a character to escape does it escape value by value.
+format names and nothing else, formats times once a second, and looks at everything that came from the client in a
+single check; only where that finds a character to escape does it escape value by value.
 
-Apache's escaping holds (``ap_escape_logitem``): a quote as ``\"``, a backslash as ``\\``, newline, return, tab, backspace and
-vertical tab as in C, all other bytes that are not printable ASCII as ``\xhh``. So a client can neither begin a line nor end
-a quoted field. In the user's name, which no format quotes, spaces are escaped as well (Apache does not do that).
+Apache's escaping holds (``ap_escape_logitem``): a quote as ``\"``, a backslash as ``\\``, newline, return, tab,
+backspace and vertical tab as in C, all other bytes that are not printable ASCII as ``\xhh``. So a client can neither
+begin a line nor end a quoted field. In the user's name, which no format quotes, spaces are escaped as well (Apache
+leaves them).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Protocol
 
 from preforkd.logs import text
-from preforkd.logs.events import EventLog
+from preforkd.logs.events import EventLog, reason
 from preforkd.logs.outputs import Output
 from preforkd.logs.sinks import PRIORITY, SyslogSocket
 
@@ -148,7 +149,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a field name, RFC 9110, 5
 
 
 def compile_format(format: str) -> Formatter:
-    """The function that makes a line (with its newline) of a record, for ``common``, ``combined``, ``json`` or a LogFormat.
+    """The function that makes a line (newline included) of a record; ``common``, ``combined``, ``json`` or LogFormat.
 
     Any process. Raises ValueError with a sentence that names everything in the format that is not understood and what
     there is instead; it begins without a capital, so that a place can be put before it.
@@ -219,10 +220,10 @@ class _Source:
         self.used = True
         if letter in _NOT_HERE:
             raise ValueError(f"not supported: {_NOT_HERE[letter]}")
-        takes = getattr(self, f"_take_{letter}", None)
-        if takes is None:
+        take = _TAKES.get(letter)
+        if take is None:
             raise ValueError("there is no such directive")
-        piece: str = takes(argument)
+        piece = take(self, argument)
         if only is None or not piece.startswith("{"):
             return piece
         statuses = self._constant(frozenset(int(status) for status in only.lstrip("!").split(",")))
@@ -246,7 +247,7 @@ class _Source:
         lines += self._late
         lines.append(f"return f'{inside}\\n'.encode('utf-8', 'backslashreplace')")
         namespace = dict(self._constants)
-        exec(compile("\n    ".join(lines), "<log format>", "exec"), namespace)
+        exec(compile("\n    ".join(lines), "<log format>", "exec"), namespace)  # noqa: S102 (see the class)
         made: Formatter = namespace["line"]  # type: ignore[assignment]
         return made
 
@@ -263,92 +264,90 @@ class _Source:
                 self._from_client.append(variable)
         return f"{{{variable}}}"
 
-    def _take_h(self, argument: str | None) -> str:
+    def _address(self, argument: str | None) -> str:
         if argument not in (None, "c"):
             raise ValueError("takes no {...} but {c}")
         return self._value("record.client or '-'", from_client=True)
 
-    _take_a = _take_h
-
-    def _take_l(self, argument: str | None) -> str:
+    def _ident(self, argument: str | None) -> str:
         _bare(argument)
         return "-"
 
-    def _take_u(self, argument: str | None) -> str:
+    def _user(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("'-' if record.user is None else user_name(record.user)")
 
-    def _take_r(self, argument: str | None) -> str:
+    def _request_line(self, argument: str | None) -> str:
         _bare(argument)
         whole = "record.method + ' ' + record.target + ' ' + record.protocol if record.method else record.target or '-'"
         return self._value(whole, from_client=True)
 
-    def _take_m(self, argument: str | None) -> str:
+    def _method(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("record.method or '-'", from_client=True)
 
-    def _take_U(self, argument: str | None) -> str:
+    def _path(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("record.target.partition('?')[0] or '-'", from_client=True)
 
-    def _take_q(self, argument: str | None) -> str:
+    def _query(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("''.join(record.target.partition('?')[1:])", from_client=True)
 
-    def _take_H(self, argument: str | None) -> str:
+    def _protocol(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("record.protocol or '-'", from_client=True)
 
-    def _take_i(self, argument: str | None) -> str:
+    def _request_header(self, argument: str | None) -> str:
         variable = self._request_headers.setdefault(_field_name(argument), f"asked{len(self._request_headers)}")
         return self._value(f"'-' if {variable} is None else {variable}.decode('latin-1')", from_client=True)
 
-    def _take_o(self, argument: str | None) -> str:
+    def _response_header(self, argument: str | None) -> str:
         # What the application answers with is often what a client gave it.
         variable = self._response_headers.setdefault(_field_name(argument), f"answered{len(self._response_headers)}")
         return self._value(f"'-' if {variable} is None else {variable}", from_client=True)
 
-    def _take_V(self, argument: str | None) -> str:
+    def _host(self, argument: str | None) -> str:
         _bare(argument)
-        return self._take_i("Host")
+        return self._request_header("Host")
 
-    def _take_v(self, argument: str | None) -> str:
+    def _pool(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("record.pool")
 
-    def _take_n(self, argument: str | None) -> str:
+    def _note(self, argument: str | None) -> str:
         if argument not in ("pool", "worker", "received"):
             raise ValueError("the notes are {pool}, {worker} and {received}")
         return self._value(f"record.{argument}")
 
-    def _take_s(self, argument: str | None) -> str:
+    def _status(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("record.status or '-'")
 
-    def _take_b(self, argument: str | None) -> str:
+    def _sent_or_dash(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("record.sent or '-'")
 
-    def _take_B(self, argument: str | None) -> str:
+    def _sent(self, argument: str | None) -> str:
         _bare(argument)
         return self._value("record.sent")
 
-    def _take_D(self, argument: str | None) -> str:
+    def _microseconds(self, argument: str | None) -> str:
         _bare(argument)
-        return self._take_T("us")
+        return self._duration("us")
 
-    def _take_T(self, argument: str | None) -> str:
+    def _duration(self, argument: str | None) -> str:
         factor = {None: 1, "s": 1, "ms": 1000, "us": 1000000}.get(argument)
         if factor is None:
             raise ValueError("the units are {s}, {ms} and {us}")
         return self._value(f"int(record.duration * {factor})")
 
-    def _take_P(self, argument: str | None) -> str:
+    def _process(self, argument: str | None) -> str:
         if argument not in (None, "pid"):
             raise ValueError("takes no {...} but {pid}")
         return self._value("record.pid")
 
-    def _take_t(self, argument: str | None) -> str:
+    def _time(self, argument: str | None) -> str:
         if argument is None:
             return self._value(f"{self._constant(_Times(text.clf_time))}[int(record.time)]")
         what, moment = argument, "record.time"
@@ -369,6 +368,31 @@ class _Source:
             case "":
                 raise ValueError("the {...} is empty; write %t, or a format as strftime(3) has it")
         return self._value(f"{self._constant(_Times(_strftime(what)))}[int({moment})]")
+
+
+_TAKES: dict[str, Callable[[_Source, str | None], str]] = {
+    "a": _Source._address,
+    "B": _Source._sent,
+    "b": _Source._sent_or_dash,
+    "D": _Source._microseconds,
+    "H": _Source._protocol,
+    "h": _Source._address,
+    "i": _Source._request_header,
+    "l": _Source._ident,
+    "m": _Source._method,
+    "n": _Source._note,
+    "o": _Source._response_header,
+    "P": _Source._process,
+    "q": _Source._query,
+    "r": _Source._request_line,
+    "s": _Source._status,
+    "T": _Source._duration,
+    "t": _Source._time,
+    "U": _Source._path,
+    "u": _Source._user,
+    "V": _Source._host,
+    "v": _Source._pool,
+}
 
 
 def _bare(argument: str | None) -> None:
@@ -542,8 +566,8 @@ _LINE_MAX = 1024 * 1024
 class AccessLog:
     """Writes a line for each request. Any worker, any thread; across a fork it goes on to work.
 
-    A file gets each line by one ``write`` whatever its length. A pipe takes 4096 bytes in one piece and syslog 8000, so in
-    a longer line the target and the header values are cut, and say so: ``...(3120 cut)``.
+    A file gets each line by one ``write`` whatever its length. A pipe takes 4096 bytes in one piece and syslog 8000, so
+    in a longer line the target and the header values are cut, and say so: ``...(3120 cut)``.
     """
 
     def __init__(self, format: str, output: Output | SyslogSocket, events: EventLog) -> None:
@@ -579,18 +603,19 @@ class AccessLog:
 
     def log(self, record: Record) -> None:
         """Write the line of one request. Never raises; waits a fraction of a second at most."""
-        done = 0
         try:
             line = self._format(record)
-            if len(line) <= self._quick:
-                done = os.write(self._fd, line)
-                if done == len(line):
-                    return
-        except BlockingIOError:
-            pass
-        except Exception as error:
+        except Exception as error:  # a record that lacks something; the request itself was served
             self._miss(error)
             return
+        done = 0
+        if len(line) <= self._quick:
+            try:
+                done = os.write(self._fd, line)
+            except OSError:  # the slow road finds out what it means
+                pass
+            if done == len(line):
+                return
         self._slowly(record, line, done)
 
     def _slowly(self, record: Record, line: bytes, done: int) -> None:
@@ -614,7 +639,7 @@ class AccessLog:
             self.look()
 
     def _shortened(self, record: Record, limit: int) -> bytes:
-        cap, line = limit, b""
+        line, cap = b"", limit
         while cap > 16:
             cap //= 2
             line = self._format(_Shortened(record, cap))  # type: ignore[arg-type]
@@ -627,10 +652,9 @@ class AccessLog:
         self._quick = 0  # from now on by the slow road, which notices when it is over
         self._lost += 1
         self._pending += 1
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        self._error = reason(error)
         if self._pending == 1:
-            self._events.warning("log_failing", log="access", to=self.where, error=reason)
-        self._error = reason
+            self._events.warning("log_failing", log="access", to=self.where, error=self._error)
 
     def _mine(self) -> None:
         """After a fork: what the parent lost, the parent will report."""

@@ -22,6 +22,13 @@ from preforkd.logs.sinks import Entry, Sink
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, in the system's words where it has some."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
 class Channel:
     """What all loggers bound to one log share: where it goes, from which level on, and what was lost."""
 
@@ -66,12 +73,9 @@ class Channel:
             return
         try:
             self.sink.emit(entry)
-        except OSError as error:
-            self._error = error.strerror or str(error)
+        except Exception as error:  # of ours, if it is no OSError; it must be seen, but not by who had something to say
+            self._error = reason(error)
             self._miss(entry)
-        except Exception as error:  # a mistake of ours must be seen, but not in whoever had something to say
-            self._error = f"{type(error).__name__}: {error}"
-            self._miss(Entry(level, event, {}, entry.when))
 
     def settle(self) -> bool:
         """Whether the log takes lines (again); if lines were lost, say so in it. Never waits, never raises."""
@@ -83,8 +87,8 @@ class Channel:
             fields["to_stderr"] = self._to_stderr
         try:
             self.sink.emit(Entry("warning", "log_lost", fields, self._clock()), patient=False)
-        except OSError as error:
-            self._error = error.strerror or str(error)
+        except Exception as error:
+            self._error = reason(error)
             return False
         self._pending = self._to_stderr = 0
         self._error = ""
@@ -108,7 +112,7 @@ class Channel:
                 why: dict[str, object] = {"log": "errors", "to": self.sink.what, "error": self._error, "now": "stderr"}
                 self._last_resort.emit(Entry("warning", "log_failing", why, entry.when), patient=False)
             self._last_resort.emit(entry, patient=False)
-        except OSError:  # stderr does not take it either: it is lost, and counted as lost
+        except Exception:  # stderr does not take it either: it is lost, and counted as lost
             return
         self._to_stderr += 1
 
@@ -166,7 +170,7 @@ class EventLog:
         self._channel.emit("error", event, {**self._fields, **fields} if self._fields else fields)
 
     def settle(self) -> bool:
-        """Whether the log takes lines; if lines were lost and it does again, say so now instead of with the next event."""
+        """Whether the log takes lines; if some were lost and it does again, say so now, not with the next event."""
         return self._channel.settle()
 
     def fileno(self) -> int:

@@ -1,10 +1,10 @@
 """Opens the logs of a configuration, opens them again after a rotation, and passes them on.
 
-The master opens log files, perhaps as root; workers have given root up and may not even be allowed to enter the directory.
-So after a rotation the master opens the files anew, puts them behind the *same descriptor numbers* with dup2 (there is no
-moment without a file, and nobody who knows a number has to be told), and sends the new descriptors to the workers, which do
-the same. Until a worker has done so it writes to the old file, whatever its name is now: nothing is lost, and the rotated
-file may be compressed once the last worker has switched.
+The master opens log files, perhaps as root; workers have given root up and may not even be allowed to enter the
+directory. So after a rotation the master opens the files anew, puts them behind the *same descriptor numbers* with dup2
+(there is no moment without a file, and nobody who knows a number has to be told), and sends the new descriptors to the
+workers, which do the same. Until a worker has done so it writes to the old file, whatever its name is now: nothing is
+lost, and the rotated file may be compressed once the last worker has switched.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class Logs:
         return [output.fd for output in self._files]
 
     def open_again(self) -> list[int]:
-        """Open the log files by their paths and return the new descriptors, in the order of `files`; the caller owns them.
+        """Open the log files by their paths; returns new descriptors, the caller's own, in the order of `files`.
 
         Master. Raises LogError if one of them cannot be opened; then none is left open.
         """
         opened: list[int] = []
         try:
-            for output in self._files:
-                opened.append(_open_file(output.what))
+            for output in self._files:  # not a comprehension: those opened before a failure have to be closed
+                opened.append(_open_file(output.what))  # noqa: PERF401
         except LogError:
             for fd in opened:
                 os.close(fd)
@@ -136,8 +136,9 @@ def open_logs(
 ) -> Logs:
     """Open the logs that ``log`` names. Master, after it has detached, before anybody gives up root.
 
-    Raises LogError with a sentence (which path, what is in the way, what to do), also for a format that is not understood;
-    then nothing is left open. A journal or a syslogd that is not there is no error: events go to stderr until it is.
+    Raises LogError with a sentence (which path, what is in the way, what to do), also for a format that is not
+    understood; then nothing is left open. A journal or a syslogd that is not there is no error: events go to stderr
+    until it is.
     """
     try:
         compile_format(log.format)
@@ -213,7 +214,7 @@ _SinkType = TypeVar("_SinkType", JournalSink, SyslogSink, SyslogSocket)
 
 
 def _fill_standard_descriptors() -> None:
-    """Where 0, 1 or 2 is closed, put /dev/null there: else the next socket that is opened would be somebody's stderr."""
+    """Where 0, 1 or 2 is closed, put /dev/null there: else the next socket opened would be somebody's stderr."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)

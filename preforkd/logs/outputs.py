@@ -1,16 +1,16 @@
-"""Where bytes go: a descriptor (file, pipe, terminal, socket) or a datagram socket; whole lines, without blocking for ever.
+"""Where bytes go: a descriptor (file, pipe, terminal, socket) or a datagram socket; whole lines, never blocking long.
 
 Several processes write into the same file at once. What keeps their lines apart:
 
-* a regular file is open with O_APPEND, and the kernel holds the inode's lock during a write: lines neither mix nor vanish,
-  whatever their length (write(2), "O_APPEND");
+* a regular file is open with O_APPEND, and the kernel holds the inode's lock during a write: lines neither mix nor
+  vanish, whatever their length (open(2), "O_APPEND");
 * a pipe takes up to PIPE_BUF bytes in one piece (pipe(7)), so longer lines must be cut by the caller: see `limit`;
 * a datagram is a whole.
 
-A pipe whose reader stopped, or a terminal after Ctrl-S, would block us. O_NONBLOCK belongs to the open file, which is shared
-with whoever started us, so it must not be set on descriptor 1 or 2; we open our own (through /proc/self/fd) and use it
-there. Where that is refused, we ask poll(2) first, which leaves a race between several writers that can block one of them
-until the reader goes on.
+A pipe whose reader stopped, or a terminal after Ctrl-S, would block us. O_NONBLOCK belongs to the open file, which is
+shared with whoever started us, so it must not be set on descriptor 1 or 2; we open our own (through /proc/self/fd) and
+use it there. Where that is refused, we ask poll(2) first, which leaves a race between several writers that can block
+one of them until the reader goes on.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Datagrams:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
     def send(self, data: bytes, patient: bool = True, pass_fd: int | None = None) -> None:
-        """Send one datagram, with a descriptor where ``pass_fd`` says so. Raises OSError; EMSGSIZE if it is too long."""
+        """Send one datagram, perhaps with a descriptor. Raises OSError; EMSGSIZE or ENOBUFS if it is too long."""
         extra = [] if pass_fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("@i", pass_fd))]
         self._socket.sendmsg([data] if data else [], extra, 0 if patient else socket.MSG_DONTWAIT, self.path)
 
@@ -195,7 +195,7 @@ class Datagrams:
 
 
 def above_standard(fd: int) -> int:
-    """``fd``, moved above 2 where one of 0, 1 and 2 was free: whoever writes to "stderr" must not meet our file there."""
+    """``fd``, moved above 2 where 0, 1 or 2 was free: whoever writes to "stderr" must not meet our file there."""
     if fd > 2:
         return fd
     try:

@@ -92,7 +92,7 @@ class TextSink:
 class StreamSink:
     """Events to a stderr that is a stream to the journal: ``<3>app_failed ...`` (sd-daemon(3)).
 
-    The journal has times of its own and takes each line for an entry, so each line, continued ones too, has its priority.
+    The journal has times of its own and takes each line for an entry, so each line, continued ones too, has a priority.
     """
 
     def __init__(self, output: Output, raw: int = 2) -> None:

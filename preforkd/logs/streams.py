@@ -21,9 +21,9 @@ class TaggedStream(io.TextIOBase):
 
     ``info app_output pool=web slot=3 stream=stdout line="hello world"``; stderr's are warnings. Template and workers.
 
-    Threads may print at once: each has its own unfinished line, so their lines do not mix. An unfinished line waits for its
-    end, also over `flush`; it is written when it exceeds 8 KiB and by `finish`, which a worker calls before it leaves.
-    A child forked from here calls `reset`, or it would print its parent's unfinished lines again.
+    Threads may print at once: each has its own unfinished line, so their lines do not mix. An unfinished line waits for
+    its end, also over `flush`; it is written when it exceeds 8 KiB and by `finish`, which a worker calls before it
+    leaves. A child forked from here calls `reset`, or it would print its parent's unfinished lines again.
     """
 
     encoding = "utf-8"
@@ -47,6 +47,11 @@ class TaggedStream(io.TextIOBase):
         # Reentrant, because a signal handler that prints may interrupt the thread that holds it.
         self._lock = threading.RLock()
         self._unfinished: dict[int, bytearray] = {}
+
+    def rebind(self, log: EventLog) -> None:
+        """Write with the fields of ``log`` from now on: a worker's instead of its template's."""
+        self._log = log
+        self._emit = log.warning if self._stream == "stderr" else log.info
 
     def finish(self) -> None:
         """Write the unfinished lines. The stream can still be used."""

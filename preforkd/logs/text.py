@@ -1,7 +1,7 @@
 """How an event becomes text that a person can read and nobody can forge.
 
-An event is one line, ``2026-11-23T12:00:00.123Z info worker_exit pool=web slot=3 cause="killed by signal 9"``, and where
-a value has several lines (a traceback), continuation lines below it::
+An event is one line, ``2026-11-23T12:00:00.123Z info worker_exit pool=web slot=3 cause="killed by signal 9"``; and
+where a value has several lines (a traceback), continuation lines below it::
 
     2026-11-23T12:00:00.123Z error app_failed pool=web
         | Traceback (most recent call last):

@@ -1,7 +1,7 @@
 """How a worker serves. A model is one module here, or any object named ``module:attribute`` in the file.
 
-A model owns the worker's turn: it waits for what its context gives it to watch, accepts, reads, and hands each request to
-the handler; it returns when the context says that the worker leaves and all that it held is finished.
+A model owns the worker's turn: it waits for what its context gives it to watch, accepts, reads, and hands each request
+to the handler; it returns when the context says that the worker leaves and all that it held is finished.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class WorkerContext(Protocol):
 
     @property
     def listeners(self) -> Sequence[socket.socket]:
-        """Non-blocking and shared with the siblings, who would all see a change of O_NONBLOCK. The model closes them."""
+        """Non-blocking; shared with the siblings, who would see a change of O_NONBLOCK. The model closes them."""
         ...
 
     @property
     def handover(self) -> tuple[socket.socket, socket.socket] | None:
-        """Sending and receiving end of the pool's hand-over pair (SOCK_SEQPACKET, non-blocking), shared by all its workers."""
+        """Sending and receiving end of the hand-over pair (SOCK_SEQPACKET, non-blocking) of the whole pool."""
         ...
 
     @property

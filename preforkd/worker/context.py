@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from preforkd import privileges
 from preforkd.config import Pool
 from preforkd.errors import ExitCode
+from preforkd.estate import Estate, master_gone
 from preforkd.logs import AccessLog, EventLog
 from preforkd.spawn import Channel, ChannelClosed, Message
 from preforkd.wakeup import Wakeup
-from preforkd.worker.estate import Estate, master_gone
 from preforkd.worker.settle import set_title
 
 #: Titles change at most so often: a change costs half a microsecond, and ps(1) is not read more often. Seconds.

@@ -19,10 +19,11 @@ from typing import Any
 
 from preforkd import handlers, models, privileges
 from preforkd.errors import ExitCode, LoadError, PreforkdError
+from preforkd.estate import Estate, master_gone
+from preforkd.logs import TaggedStream
 from preforkd.spawn import Channel, ChannelClosed, Message
 from preforkd.spawn.channel import cut
 from preforkd.worker.context import Context
-from preforkd.worker.estate import Estate, master_gone
 from preforkd.worker.settle import set_title, tag_output
 
 #: The intermediate ends right after the fork; so long a worker waits for the master to become its parent. Seconds.
@@ -88,7 +89,7 @@ def run(estate: Estate, handler: Any, order: Message, birth: Channel, stem: int)
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
-                stream.flush()
+                stream.finish() if isinstance(stream, TaggedStream) else stream.flush()
     return code
 
 
@@ -140,8 +141,7 @@ def _await_release(estate: Estate, birth: Channel, context: Context) -> bool:
 
 def enable_fault_report(estate: Estate) -> None:
     """Let a crash in C code and an overrun request leave a traceback in the log."""
-    raw = estate.logs.events.fileno()
-    descriptor = raw if raw is not None else 2
+    descriptor = estate.logs.events.fileno()
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         faulthandler.enable(descriptor)
         faulthandler.register(signal.SIGALRM, descriptor, all_threads=True, chain=True)

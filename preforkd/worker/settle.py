@@ -9,8 +9,11 @@ import sys
 import setproctitle
 
 from preforkd import privileges
+from preforkd.config import Pool
+from preforkd.errors import PrivilegeError
+from preforkd.estate import Estate
 from preforkd.logs import TaggedStream
-from preforkd.worker.estate import Estate
+from preforkd.privileges import Identity
 
 
 def set_title(text: str) -> None:
@@ -27,28 +30,25 @@ def tag_output(estate: Estate, who: str) -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, TaggedStream):
-            stream.reset(events)
+            # The same object, because loggers that were set up at import hold on to it.
+            stream.reset()
+            stream.rebind(events)
         else:
             setattr(sys, name, TaggedStream(events, name))
     raw = estate.logs.events.fileno()
-    if raw is not None:
-        for descriptor in (1, 2):
-            if raw != descriptor:
-                os.dup2(raw, descriptor)
+    for descriptor in (1, 2):
+        if raw != descriptor:
+            os.dup2(raw, descriptor)
 
 
-def become(estate: Estate) -> None:
+def become(pool: Pool, identity: Identity) -> None:
     """Give up root, set the limits, change the directory. In the template, before a line of the application is imported.
 
     Raises:
-        PrivilegeError, OSError: with what was tried.
+        PrivilegeError: with what was tried.
     """
-    pool = estate.pool
     privileges.set_limits(pool.limits.files, pool.limits.core)
-    if estate.identity is not None:
-        privileges.drop(estate.identity)
-    else:
-        privileges.set_no_new_privs()
+    privileges.drop(identity)
     # The kernel forgets it when credentials change, so it comes after them; whoever was faster is looked for by the caller.
     privileges.set_pdeathsig(signal.SIGKILL)
     os.umask(pool.umask if pool.umask is not None else 0o022)
@@ -56,7 +56,7 @@ def become(estate: Estate) -> None:
         try:
             os.chdir(pool.directory)
         except OSError as error:
-            why = privileges.why_unreadable(pool.directory, estate.identity)
-            raise privileges.PrivilegeError(
+            why = privileges.why_unreadable(pool.directory, identity)
+            raise PrivilegeError(
                 f"cannot enter directory {pool.directory}: {error.strerror}" + (f": {why}" if why else "")
             ) from None

@@ -24,12 +24,12 @@ import traceback
 from typing import Any
 
 from preforkd.errors import ExitCode, PreforkdError
+from preforkd.estate import Estate, master_gone
 from preforkd.spawn import Channel, ChannelClosed, Message, fork_child
 from preforkd.spawn.channel import cut
 from preforkd.stamp import build_stamp, installed_version
 from preforkd.wakeup import Wakeup
 from preforkd.worker import main as worker_main
-from preforkd.worker.estate import Estate, master_gone
 from preforkd.worker.leftovers import find_leftovers, open_descriptors
 from preforkd.worker.settle import become, set_title, tag_output
 
@@ -45,7 +45,7 @@ def run(estate: Estate) -> int:
     tag_output(estate, "template")
     handler: Any = None
     try:
-        become(estate)
+        become(estate.pool, estate.identity)
         if master_gone(estate.master_pid):
             return ExitCode.ORPHANED
         if estate.preload:
@@ -267,7 +267,9 @@ class _Stem:
     def _fork_all(self, message: Message, descriptors: list[int]) -> None:
         import socket
 
-        births = [(item, Channel(socket.socket(fileno=fd))) for item, fd in zip(message["order"], descriptors, strict=True)]
+        births = [
+            (item, Channel(socket.socket(fileno=fd))) for item, fd in zip(message["order"], descriptors, strict=True)
+        ]
         for _, birth in births:
             # First of all: whoever waits for a birth must be able to end the one it depends on.
             with contextlib.suppress(ChannelClosed):

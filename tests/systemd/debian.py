@@ -1,8 +1,8 @@
 """Bare Debians, made by debootstrap: what a stranger's new machine looks like.
 
 A tree holds Debian's "minbase" and git, make and python3, nothing else: no pip, no ensurepip, no compiler. Making one
-takes most of a minute, so trees are kept in the user's cache directory (``~/.cache/preforkd``) and only ever used as the
-lower, read-only layer of an overlay. Removing that directory is always safe.
+takes most of a minute, so trees are kept in the user's cache directory (``~/.cache/preforkd``) and only ever used as
+the lower, read-only layer of an overlay. Removing that directory is always safe.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """A client that counts every request; runs inside the machine, which has a network of its own.
 
     python3 load.py ADDRESS...          one connection a millisecond to each address, until a line comes from stdin
-    python3 load.py --one ADDRESS PATH  a single request
+    python3 load.py --one ADDRESS PATH  a single request, whose beginning is an event as well
 
 An address is HOST:PORT, [HOST]:PORT or unix:PATH. One line of JSON goes to stdout for each event, times in seconds of
 the monotonic clock, which all processes of the system share:
 
     {"event": "started"}
+    {"event": "begun"}                                      (the first byte of the body of --one has arrived)
+    {"event": "answer", "status": N, "body": text, "seconds": N} or {"event": "error", "what": text, ...}
     {"event": "result", "address": ..., "served": N, "refused": N, "failed": [text, ...], "gap": seconds,
      "worst": seconds, "bodies": {text: N, ...}}
 
@@ -25,6 +27,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 #: Longer than any answer that a test waits for.
 PATIENCE = 60.0
@@ -45,13 +48,20 @@ def connect(address: str) -> socket.socket:
     return socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE)
 
 
-def request(address: str, path: str) -> tuple[int, str]:
-    """One request on a connection of its own; the status and the body. An answer that is cut short is an error."""
+def request(address: str, path: str, begun: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """One request on a connection of its own; the status and the body. An answer that is cut short is an error.
+
+    ``begun`` is called once, when the first byte of the body has arrived.
+    """
     with connect(address) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: machine\r\nConnection: close\r\n\r\n".encode())
         data = b""
+        told = False
         while piece := connection.recv(65536):
             data += piece
+            if not told and data.partition(b"\r\n\r\n")[2]:
+                told = True
+                begun()
     head, found, body = data.partition(b"\r\n\r\n")
     if not found:
         raise ConnectionError(f"the connection ended after {len(data)} bytes")
@@ -108,10 +118,9 @@ def say(event: dict[str, object]) -> None:
 
 def main(arguments: list[str]) -> None:
     if arguments[0] == "--one":
-        say({"event": "started"})
         before = time.monotonic()
         try:
-            status, body = request(arguments[1], arguments[2])
+            status, body = request(arguments[1], arguments[2], lambda: say({"event": "begun"}))
             say({"event": "answer", "status": status, "body": body, "seconds": time.monotonic() - before})
         except OSError as error:
             say({"event": "error", "what": repr(error), "seconds": time.monotonic() - before})

@@ -83,7 +83,9 @@ def unified_cgroups() -> Path | None:
 
 def way_out() -> dict[str, str]:
     """The part of our environment that says how to reach package indexes."""
-    return {name: value for name, value in os.environ.items() if name.lower().startswith(tuple(map(str.lower, WAY_OUT)))}
+    return {
+        name: value for name, value in os.environ.items() if name.lower().startswith(tuple(map(str.lower, WAY_OUT)))
+    }
 
 
 def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from preforkd.config import Pool
@@ -21,8 +21,8 @@ class Estate:
     pool: Pool
     generation: int
     config_path: str
-    #: Whom to become; None when the master is not root and there is nothing to give up.
-    identity: Identity | None
+    #: Whom to become, for good.
+    identity: Identity
     #: The environment for the application: the master's without what belongs to systemd and us, and the pool's.
     environment: Mapping[str, str]
     listeners: tuple[socket.socket, ...]
@@ -60,3 +60,7 @@ class Estate:
 def master_gone(master_pid: int) -> bool:
     """Is the process that had us as a child no longer there? For a direct child of the master only."""
     return os.getppid() != master_pid
+
+
+#: The life of a template, given to the master by whoever starts it, so that master and worker never meet in an import.
+TemplateMain = Callable[[Estate], int]

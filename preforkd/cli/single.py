@@ -1,0 +1,94 @@
+"""`preforkd run --single`: everything in this one process, for debuggers. No master, no template, no fork.
+
+pdb's prompt works, breakpoints hold, nobody is killed for being slow. One pool only; signals end it as they end any
+program in a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import setproctitle
+
+from preforkd import handlers, models
+from preforkd.config import Pool
+from preforkd.errors import ExitCode, PreforkdError
+from preforkd.listeners import Wanted, open_listeners
+from preforkd.logs import AccessLog, EventLog, open_logs
+from preforkd.master.checker import Checked
+from preforkd.scoreboard import Scoreboard
+from preforkd.wakeup import Wakeup
+from preforkd.worker.settle import become
+
+
+class _Alone:
+    """The worker context of a process that has nobody around it."""
+
+    def __init__(
+        self, pool: Pool, listeners: Sequence[socket.socket], events: EventLog, access: AccessLog | None
+    ) -> None:
+        self.pool = pool
+        self.slot = 0
+        self.generation = 1
+        self.name = f"{pool.name}/0"
+        self.listeners = listeners
+        self.log = events
+        self.access = access
+        self.handover = None
+        self.leaving = False
+        self.stopping = True
+        self.board = Scoreboard(1).writer(0)
+        self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT))
+        self._again = False
+
+    def watch(self) -> Mapping[int, Callable[[], None]]:
+        return {self._wakeup.fileno(): self._on_signal}
+
+    def _on_signal(self) -> None:
+        if self._wakeup.drain():
+            self.leaving = True
+
+    def request_started(self, request_line: bytes, client: str) -> None:
+        # While the application runs, Ctrl-C is the debugger's.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def request_finished(self) -> None:
+        signal.signal(signal.SIGINT, self._wakeup.note)
+
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK
+
+
+def serve(checked: Checked) -> int:
+    """Serve the only pool of a configuration in this process. Returns the exit code.
+
+    Raises:
+        PreforkdError: there are several pools, or it cannot start.
+    """
+    config, identities = checked.config, checked.identities
+    assert config is not None and identities is not None
+    if len(config.pools) != 1:
+        raise PreforkdError(f"--single serves one pool, and the configuration has {', '.join(config.pools)}")
+    (pool,) = config.pools.values()
+    logs = open_logs(config.log)
+    wanted = [Wanted(listen, pool.limits.backlog) for listen in pool.listen]
+    opened = open_listeners(wanted, {})
+    opened.commit()
+    try:
+        os.environ.update(pool.environment)
+        become(pool, identities[pool.name])
+        setproctitle.setproctitle(f"preforkd: {pool.name} single")
+        handler = handlers.load(pool.handler).load(pool, config_path=config.path)
+        sockets = [sock for listener in opened.listeners.values() for sock in listener.sockets]
+        addresses = [address for listener in opened.listeners.values() for address in listener.addresses]
+        logs.events.info("serving", pool=pool.name, listen=",".join(addresses), pid=os.getpid(), single=True)
+        context = _Alone(pool, sockets, logs.events, logs.access)
+        return int(models.load(pool.model).serve(context, handler))
+    finally:
+        for listener in opened.listeners.values():
+            listener.unlink()
+        sys.stdout.flush()

@@ -1,0 +1,147 @@
+"""A client's connection as a bare descriptor, and the blocking calls on it that have deadlines.
+
+The descriptor is non-blocking from its accept on; waiting is poll(2) on this one descriptor. There is no socket object:
+making one costs a system call and as much time as the parsing of a request.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from collections.abc import Sequence
+
+from preforkd.http import Peer, RequestParser
+
+#: Room for the head of a request and a small body. Larger bodies are read in larger pieces, later.
+_HEAD_READ = 16 * 1024
+_BODY_READ = 64 * 1024
+#: Below this, copying pieces together is cheaper than describing them to the kernel one by one.
+_JOIN = 16 * 1024
+#: What one sendfile(2) may move; the kernel's own limit is a little below 2 GiB.
+_SENDFILE = 1 << 30
+
+#: Closing with this answers with a reset instead of an orderly end.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Connection:
+    """One client. As an `http.Transport` it blocks, with ``timeouts.body`` and ``timeouts.send`` as deadlines.
+
+    The flags belong to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: it is in
+    the poll set; ``queued``: it is among those to be looked at next; ``closed``.
+    """
+
+    __slots__ = ("_body_timeout", "_send_timeout", "closed", "fd", "fresh", "parser", "peer", "queued", "registered")
+
+    def __init__(self, fd: int, peer: Peer, parser: RequestParser, body_timeout: float, send_timeout: float) -> None:
+        self.fd = fd
+        self.peer = peer
+        self.parser = parser
+        self.fresh = True
+        self.registered = False
+        self.queued = False
+        self.closed = False
+        self._body_timeout = body_timeout
+        self._send_timeout = send_timeout
+
+    def read(self) -> bytes | None:
+        """What has arrived, without waiting: None if nothing has, empty at the client's end.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        try:
+            return os.read(self.fd, _HEAD_READ)
+        except BlockingIOError:
+            return None
+
+    def receive(self) -> bytes:
+        """The next bytes of a body, waiting for them; see `preforkd.http.Transport.receive`."""
+        while True:
+            try:
+                return os.read(self.fd, _BODY_READ)
+            except BlockingIOError:
+                self._wait(select.POLLIN, self._body_timeout)
+
+    def send(self, pieces: Sequence[bytes]) -> None:
+        """Sends all, waiting for a slow client as long as it makes progress; see `preforkd.http.Transport.send`."""
+        if len(pieces) == 1:
+            self._send(pieces[0])
+        elif sum(map(len, pieces)) <= _JOIN:
+            self._send(b"".join(pieces))
+        else:
+            try:
+                sent = os.writev(self.fd, pieces)
+            except BlockingIOError:
+                sent = 0
+            for piece in pieces:
+                if sent >= len(piece):
+                    sent -= len(piece)
+                else:
+                    self._send(memoryview(piece)[sent:])
+                    sent = 0
+
+    def _send(self, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                sent = os.write(self.fd, data)
+            except BlockingIOError:
+                self._wait(select.POLLOUT, self._send_timeout)
+                continue
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+
+    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+        """Sends a part of a file by sendfile(2); see `preforkd.http.Transport.send_file`."""
+        done = 0
+        while done < count:
+            try:
+                sent = os.sendfile(self.fd, descriptor, offset + done, min(count - done, _SENDFILE))
+            except BlockingIOError:
+                self._wait(select.POLLOUT, self._send_timeout)
+                continue
+            if not sent:
+                break
+            done += sent
+        return done
+
+    def try_send(self, data: bytes) -> None:
+        """Sends what goes without waiting, and does not tell: for refusals, which are owed to nobody."""
+        try:
+            os.write(self.fd, data)
+        except OSError:
+            pass
+
+    def _wait(self, what: int, timeout: float) -> None:
+        poll = select.poll()
+        poll.register(self.fd, what)
+        if not poll.poll(timeout * 1000 if timeout else None):
+            raise TimeoutError
+
+    def end_output(self) -> None:
+        """Tells the client that nothing more will come, while its own bytes are still taken."""
+        with _Borrowed(self.fd) as borrowed:
+            borrowed.shutdown(socket.SHUT_WR)
+
+    def reset_on_close(self) -> None:
+        """Makes the close a reset: where the end of the connection would look like the end of a complete answer."""
+        with _Borrowed(self.fd) as borrowed:
+            borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+class _Borrowed:
+    """A socket object for a descriptor that belongs to somebody else, for calls that need one. Errors are not told."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+
+    def __enter__(self) -> socket.socket:
+        return self._socket
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        self._socket.detach()
+        # The client may be gone already (ENOTCONN), or the socket be of a kind that knows no such option.
+        return isinstance(error, OSError)

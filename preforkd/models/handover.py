@@ -1,0 +1,78 @@
+"""How one worker gives a connection to another: one SEQPACKET message each.
+
+The message carries the descriptor (SCM_RIGHTS), the bytes that were read and not yet understood, who talks to whom, and
+the deadline of a half-sent head (CLOCK_MONOTONIC is one clock for all processes, clock_gettime(2)), so that a slow
+client gains nothing by wandering. Sender and receiver may be of different generations, even of different versions of
+this program: the first byte is the format's version, and what a receiver does not know it closes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+from preforkd.http import Peer
+
+_VERSION = 1
+#: version, deadline of the head (infinite: none), client port, server port, lengths of client and server names.
+_HEADER = struct.Struct("=BdHHBB")
+#: The longest message: a head of the largest allowed size, which the kernel's socket buffer bounds anyway.
+_MESSAGE = 256 * 1024
+
+
+@dataclass(slots=True)
+class Handed:
+    """A connection on its way from one worker to another."""
+
+    fd: int
+    peer: Peer
+    data: bytes
+    deadline: float
+
+
+def give(pair_end: socket.socket, handed: Handed) -> bool:
+    """Sends a connection; the caller still has to close its own descriptor if that succeeded.
+
+    Returns:
+        False if it cannot be sent now: nobody takes them fast enough, too many are in flight (ETOOMANYREFS), or the
+        bytes read are more than a message can hold.
+    """
+    client = handed.peer.client.encode()[:255]
+    server = handed.peer.server.encode()[:255]
+    header = _HEADER.pack(
+        _VERSION, handed.deadline, handed.peer.client_port, handed.peer.server_port, len(client), len(server)
+    )
+    try:
+        socket.send_fds(pair_end, [header + client + server + handed.data], [handed.fd], socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return True
+
+
+def take(pair_end: socket.socket) -> Handed | None:
+    """Receives a connection, if there is one: a sibling may have taken it.
+
+    Raises:
+        OSError: The descriptors of this process are used up (EMFILE), or the pair is broken.
+    """
+    try:
+        message, fds, flags, _ = socket.recv_fds(pair_end, _MESSAGE, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    except BlockingIOError:
+        return None
+    if not fds:
+        return None
+    try:
+        version, deadline, client_port, server_port, client_length, server_length = _HEADER.unpack_from(message)
+        if version != _VERSION or flags & socket.MSG_TRUNC:
+            raise ValueError
+        start = _HEADER.size
+        middle = start + client_length
+        end = middle + server_length
+        peer = Peer(message[start:middle].decode(), client_port, message[middle:end].decode(), server_port)
+    except (struct.error, ValueError):
+        os.close(fds[0])
+        return None
+    return Handed(fds[0], peer, message[end:], math.inf if math.isnan(deadline) else deadline)

@@ -1,0 +1,41 @@
+"""Loads an application as a template would, to see whether it loads; serves nobody. For `preforkd check`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+
+from preforkd import handlers
+from preforkd.config import Pool
+from preforkd.errors import ExitCode, PreforkdError
+from preforkd.privileges import Identity
+from preforkd.spawn import Channel, ChannelClosed
+from preforkd.spawn.channel import cut
+from preforkd.worker.settle import become
+
+
+def load(pool: Pool, identity: Identity, config_path: str, channel: Channel) -> int:
+    """The life of a process that tries an application out; returns its exit code and says `failed` with the reason.
+
+    What the application prints goes where this process prints. The health check and `warmup:` are tried as well.
+    """
+    os.environ.update(pool.environment)
+    try:
+        become(pool, identity)
+        handler = handlers.load(pool.handler).load(pool, config_path=config_path)
+        for path in filter(None, (*pool.warmup, pool.health)):
+            status = handler.probe(path)
+            if status >= 500:
+                raise PreforkdError(f"{path} answered {status}")
+    except PreforkdError as error:
+        return _fail(channel, str(error))
+    except (Exception, SystemExit):
+        return _fail(channel, traceback.format_exc())
+    return ExitCode.OK
+
+
+def _fail(channel: Channel, text: str) -> int:
+    with contextlib.suppress(ChannelClosed):
+        channel.send({"failed": cut(text)})
+    return ExitCode.BOOT_FAILED

@@ -1,0 +1,348 @@
+"""One request and its answer over a transport made of lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pytest
+
+from preforkd.http import BadResponse, BodyError, ClientGone, Exchange, Peer, Request, RequestLimits, RequestParser
+
+LIMITS = RequestLimits(body=100)
+
+
+class Wire:
+    """Gives out what it was told to, keeps what it gets."""
+
+    def __init__(self, *incoming: bytes | OSError) -> None:
+        self.incoming = list(incoming)
+        self.sent = b""
+        self.writes = 0
+        self.broken: OSError | None = None
+
+    def receive(self) -> bytes:
+        piece = self.incoming.pop(0) if self.incoming else b""
+        if isinstance(piece, OSError):
+            raise piece
+        return piece
+
+    def send(self, pieces: Sequence[bytes]) -> None:
+        if self.broken is not None:
+            raise self.broken
+        self.sent += b"".join(pieces)
+        self.writes += 1
+
+    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+        data = os.pread(descriptor, count, offset)
+        self.send([data])
+        return len(data)
+
+    @property
+    def head(self) -> list[str]:
+        return self.sent.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+
+    @property
+    def body(self) -> bytes:
+        return self.sent.partition(b"\r\n\r\n")[2]
+
+
+def exchange(raw: bytes, *incoming: bytes | OSError, leaving: bool = False) -> tuple[Exchange, Wire]:
+    parser = RequestParser(LIMITS, raw)
+    request = parser.next_event()
+    assert isinstance(request, Request)
+    wire = Wire(*incoming)
+    return Exchange(request, parser, wire, Peer("127.0.0.1", 1234, "localhost", 80), lambda: leaving), wire
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n"
+EXPECT = POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+OLD = b"GET / HTTP/1.0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def drain(answered: Exchange) -> bytes:
+    return b"".join(iter(answered.read_block, b""))
+
+
+def test_known_length_goes_out_in_one_write_and_keeps_the_connection() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [("Content-Length", "3")])
+    assert not ex.committed
+    ex.write(b"abc")
+    ex.finish()
+    assert wire.writes == 1
+    assert wire.body == b"abc"
+    assert ex.finished
+    assert ex.keep_alive
+    assert not any(line.startswith("Connection") for line in wire.head)
+    assert (ex.status, ex.sent) == (200, 3)
+
+
+def test_total_becomes_the_length() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [])
+    ex.write(b"ab", total=4)
+    ex.write(b"cd", total=4)
+    ex.finish()
+    assert "Content-Length: 4" in wire.head
+    assert wire.body == b"abcd"
+
+
+def test_unknown_length_is_chunked_in_1_1() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [])
+    ex.write(b"abc")
+    ex.write(b"")
+    ex.write(b"x" * 17)
+    ex.finish()
+    assert "Transfer-Encoding: chunked" in wire.head
+    assert wire.body == b"3\r\nabc\r\n11\r\n" + b"x" * 17 + b"\r\n0\r\n\r\n"
+    assert ex.keep_alive
+    assert ex.sent == 20
+
+
+def test_unknown_length_ends_with_the_connection_in_1_0() -> None:
+    ex, wire = exchange(OLD.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"))
+    ex.start("200 OK", [])
+    ex.write(b"abc")
+    ex.finish()
+    assert wire.body == b"abc"
+    assert not ex.keep_alive
+    assert ex.close_delimited
+    assert "Connection: close" in wire.head
+
+
+def test_keep_alive_in_1_0_is_confirmed() -> None:
+    ex, wire = exchange(OLD.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"))
+    ex.start("200 OK", [])
+    ex.write(b"abc", total=3)
+    ex.finish()
+    assert "Connection: keep-alive" in wire.head
+    assert ex.keep_alive
+
+
+def test_nothing_written_is_an_empty_body() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [])
+    ex.finish()
+    assert "Content-Length: 0" in wire.head
+    assert wire.body == b""
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_a_status_without_body_has_none(status: str) -> None:
+    ex, wire = exchange(GET)
+    ex.start(status, [])
+    ex.write(b"abc", total=3)
+    ex.finish()
+    assert wire.body == b""
+    assert not any("ontent-" in line or "Transfer" in line for line in wire.head)
+    assert ex.keep_alive
+    assert ex.sent == 0
+
+
+def test_head_says_the_length_and_sends_nothing() -> None:
+    ex, wire = exchange(GET.replace(b"GET", b"HEAD"))
+    ex.start("200 OK", [])
+    ex.write(b"abc", total=3)
+    ex.finish()
+    assert "Content-Length: 3" in wire.head
+    assert wire.body == b""
+    assert ex.keep_alive
+
+
+def test_head_without_a_known_length_says_none() -> None:
+    ex, wire = exchange(GET.replace(b"GET", b"HEAD"))
+    ex.start("200 OK", [])
+    ex.finish()
+    assert not any("Content-Length" in line or "Transfer" in line for line in wire.head)
+
+
+def test_too_long_is_cut_and_told() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [("Content-Length", "4")])
+    ex.write(b"abc")
+    ex.write(b"def")
+    ex.write(b"ghi")
+    ex.finish()
+    assert wire.body == b"abcd"
+    assert "longer" in ex.complaint
+    assert ex.finished
+    assert ex.keep_alive
+
+
+def test_too_short_aborts() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [("Content-Length", "4")])
+    ex.write(b"abc")
+    ex.finish()
+    assert wire.body == b"abc"
+    assert "1 bytes shorter" in ex.complaint
+    assert ex.aborted
+    assert not ex.keep_alive
+
+
+def test_a_later_start_replaces_one_that_is_not_sent() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [("A", "b")])
+    ex.start("500 Oh", [])
+    ex.finish()
+    assert wire.head[0] == "HTTP/1.1 500 Oh"
+    with pytest.raises(AssertionError):
+        ex.start("200 OK", [])
+
+
+def test_a_bad_head_is_not_sent() -> None:
+    ex, wire = exchange(GET)
+    with pytest.raises(BadResponse):
+        ex.start("200 OK", [("A", "b\r\nC: d")])
+    ex.answer_plainly(500, "sorry")
+    assert wire.head[0].startswith("HTTP/1.1 500")
+    assert ex.keep_alive
+
+
+def test_answer_plainly_aborts_what_has_begun() -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [])
+    ex.write(b"abc")
+    ex.answer_plainly(500, "sorry")
+    assert ex.aborted
+    assert not wire.body.endswith(b"0\r\n\r\n")
+
+
+def test_the_body_is_read_as_it_arrives() -> None:
+    ex, wire = exchange(POST + b"ab", b"c", b"defGET /")
+    assert [ex.read_block() for _ in range(5)] == [b"ab", b"c", b"def", b"", b""]
+    assert ex.received == 6
+    ex.start("200 OK", [])
+    ex.finish()
+    assert ex.keep_alive
+    assert not ex.ends_cleanly
+    assert CONTINUE not in wire.sent
+
+
+def test_continue_is_sent_at_the_first_read_that_has_to_wait() -> None:
+    ex, wire = exchange(EXPECT, b"abc", b"def")
+    assert wire.sent == b""
+    assert drain(ex) == b"abcdef"
+    assert wire.sent == CONTINUE
+    ex.start("200 OK", [])
+    ex.finish()
+    assert ex.keep_alive
+
+
+def test_no_continue_if_the_body_has_come_without_it() -> None:
+    ex, wire = exchange(EXPECT + b"abcdef")
+    assert drain(ex) == b"abcdef"
+    assert wire.sent == b""
+
+
+def test_no_continue_after_the_answer_has_begun() -> None:
+    ex, wire = exchange(EXPECT, b"abcdef")
+    ex.start("200 OK", [])
+    ex.write(b"x")
+    assert drain(ex) == b"abcdef"
+    assert CONTINUE not in wire.sent
+
+
+def test_an_answer_before_the_body_ends_the_connection() -> None:
+    ex, wire = exchange(EXPECT)
+    ex.start("413 Too Large", [])
+    ex.finish()
+    assert "Connection: close" in wire.head
+    assert not ex.keep_alive
+    assert not ex.ends_cleanly
+
+
+def test_a_body_that_has_arrived_unread_does_not() -> None:
+    for raw in (POST + b"abcdef", CHUNKED + b"1\r\na\r\n0\r\n\r\n"):
+        ex, _ = exchange(raw)
+        ex.start("200 OK", [])
+        ex.finish()
+        assert ex.keep_alive
+        assert ex.ends_cleanly
+
+
+@pytest.mark.parametrize(
+    ("raw", "incoming", "status"),
+    [
+        (POST, (b"abc", TimeoutError()), 408),
+        (POST, (b"abc",), 400),
+        (POST, (ConnectionResetError(104, "reset"),), 400),
+        (CHUNKED, (b"x",), 400),
+        (CHUNKED, (b"3\r\nabcd",), 400),
+        (CHUNKED, (b"65\r\n",), 413),
+    ],
+)
+def test_a_body_that_fails(raw: bytes, incoming: tuple[bytes | OSError, ...], status: int) -> None:
+    ex, wire = exchange(raw, *incoming)
+    with pytest.raises(BodyError) as failure:
+        drain(ex)
+    assert isinstance(failure.value, OSError)
+    assert failure.value.status == status
+    with pytest.raises(BodyError):
+        ex.read_block()
+    ex.answer_plainly(status, failure.value.reason)
+    assert wire.head[0].startswith(f"HTTP/1.1 {status} ")
+    assert "Connection: close" in wire.head
+    assert not ex.keep_alive
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), BrokenPipeError(32, "Broken pipe")])
+def test_a_client_that_is_gone(error: OSError) -> None:
+    ex, wire = exchange(GET)
+    ex.start("200 OK", [])
+    wire.broken = error
+    with pytest.raises(ClientGone):
+        ex.write(b"abc")
+    assert ex.aborted
+    assert not ex.keep_alive
+
+
+def test_leaving_ends_the_connection_unless_another_request_is_here() -> None:
+    for raw, keep in ((GET, False), (GET + GET, True), (POST + b"abcdef", False), (POST + b"abcdefG", True)):
+        ex, wire = exchange(raw, leaving=True)
+        ex.start("200 OK", [])
+        ex.finish()
+        assert ex.keep_alive is keep
+        assert ("Connection: close" in wire.head) is not keep
+
+
+def test_files(tmp_path: object) -> None:
+    path = f"{tmp_path}/file"
+    with open(path, "wb") as file:
+        file.write(b"0123456789")
+    with open(path, "rb") as file:
+        ex, wire = exchange(GET)
+        ex.start("200 OK", [])
+        ex.send_file(file.fileno(), 2, 8)
+        ex.finish()
+        assert "Content-Length: 8" in wire.head
+        assert wire.body == b"23456789"
+        ex, wire = exchange(GET)
+        ex.start("200 OK", [("Content-Length", "3")])
+        ex.send_file(file.fileno(), 0, 10)
+        ex.finish()
+        assert wire.body == b"012"
+        assert "longer" in ex.complaint
+        ex, wire = exchange(GET)
+        ex.start("200 OK", [])
+        ex.send_file(file.fileno(), 5, 10)  # it has become shorter
+        ex.finish()
+        assert wire.body == b"56789"
+        assert ex.aborted
+        ex, wire = exchange(GET.replace(b"GET", b"HEAD"))
+        ex.start("200 OK", [])
+        ex.send_file(file.fileno(), 0, 10)
+        ex.finish()
+        assert "Content-Length: 10" in wire.head
+        assert wire.body == b""
+        ex, wire = exchange(GET)
+        ex.start("200 OK", [])
+        ex.write(b"ab")
+        ex.send_file(file.fileno(), 0, 10)
+        ex.finish()
+        assert wire.body == b"2\r\nab\r\na\r\n0123456789\r\n0\r\n\r\n"

@@ -24,8 +24,8 @@ class ExitCode(IntEnum):
     #: A configuration that cannot work: systemd must not try again (``RestartPreventExitStatus=78``, sysexits.h).
     CONFIG = 78
 
-    #: A worker or template left because it was asked to. Not 0: a bare exit code of 0 is the application's own doing, and
-    #: a worker that ends that way right after its start is a crash loop like any other.
+    #: A worker or template left because it was asked to. Not 0: a bare exit code of 0 is the application's own doing,
+    #: and a worker that ends that way right after its start is a crash loop like any other.
     LEFT = 44
     #: The worker's recycling limit was met.
     RECYCLED = 40

@@ -53,7 +53,7 @@ class Estate:
         return kept
 
     def worker_descriptors(self) -> set[int]:
-        """What a worker keeps of it: all but the template's channel, which must say end of file when the template dies."""
+        """What a worker keeps of it: all but the template's channel, which must end when the template does."""
         return self.descriptors() - {self.channel.fileno()}
 
 

@@ -1,8 +1,9 @@
 """The nouns: what the master knows about its children and what it wants of them. Values only, no behaviour.
 
-A *worker* is one birth: ordered, born, serving, gone. It has a number of its own (`Worker.id`) that is never used twice,
-because pids and slots are. A *slot* is a place in the pool and in the scoreboard; a *generation* is one configuration
-together with the code that was loaded for it. *Where* a worker stands is `WorkerState`; *why* it leaves is `Leave`.
+A *worker* is one birth: ordered, born, serving, gone. It has a number of its own (`Worker.id`) that is never used
+twice, because pids and slots are. A *slot* is a place in the pool and in the scoreboard; a *generation* is one
+configuration together with the code that was loaded for it. *Where* a worker stands is `WorkerState`; *why* it leaves
+is `Leave`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import Enum, IntEnum
 
 
 class Phase(Enum):
-    """What the operator wants of the whole service. Later members are more urgent; a wish never goes back from a stop."""
+    """What the operator wants of the whole service. Later members are more urgent; a stop is never taken back."""
 
     RUN = "running"
     #: WINCH: the workers leave, the master stays (HUP brings them back).
@@ -128,7 +129,7 @@ class PoolGoal:
 
     @property
     def capacity(self) -> int:
-        """Slots of the scoreboard: a whole old generation may still drain beside a whole new one, plus a canary each."""
+        """Slots of the scoreboard: a whole old generation may drain beside a whole new one, and a canary each."""
         return 2 * self.max + 2
 
 

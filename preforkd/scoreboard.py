@@ -3,12 +3,14 @@
 One anonymous shared mapping per pool and generation, made by the master before the template is forked. It has no name,
 needs no clean-up, and outlives the worker, so that the line about a death can name the request that died with it.
 
-**Who writes.** Every byte has one writer: the header the master, a slot's row its worker. The master clears a slot after
-it has reaped the worker, when the only other writer is certainly gone. What workers wrote is hearsay: a reader checks.
+**Who writes.** Every byte has one writer: the header the master, a slot's row its worker. The master clears a slot
+after it has reaped the worker, when the only other writer is certainly gone. What workers wrote is hearsay: a reader
+checks.
 
-**Tearing.** Values of eight bytes are stored through a memoryview cast to ``Q``, which is one store (``struct.pack_into``
-lets a reader see zero in between, measured). Text goes under a sequence number that is odd while it is written; a reader
-tries a few times and then takes what is there, because a writer that died half-way leaves it odd for ever.
+**Tearing.** Values of eight bytes are stored through a memoryview cast to ``Q``, which is one store
+(``struct.pack_into`` lets a reader see zero in between, measured). Text goes under a sequence number that is odd while
+it is written; a reader tries a few times and then takes what is there, because a writer that died half-way leaves it
+odd for ever.
 
 Layout: header, 8 words · one activity byte a slot · one row of 8 words a slot · one text area of 256 bytes a slot.
 """

@@ -1,8 +1,8 @@
 """The build stamp: is the package on disk still the one that runs?
 
-After an upgrade on disk, whatever imports our modules late mixes old and new code (AttributeError, TypeError, ImportError;
-facts F7). So a process that is about to import compares first. The stamp is made of the names, sizes and times of the
-package's source files; reading them takes less than a millisecond.
+After an upgrade on disk, whatever imports our modules late mixes old and new code (AttributeError, TypeError,
+ImportError; facts F7). So a process that is about to import compares first. The stamp is made of the names, sizes and
+times of the package's source files; reading them takes less than a millisecond.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Signals into a pending set, and a descriptor that ends the poll. A wake-up carries no meaning; state lives in the set.
+"""Signals into a pending set, and a descriptor that ends the poll. A wake-up carries no meaning; state lives in the
+set.
 
-The handler notes the signal and does nothing else. Two writes wake the loop (trio, _core/_signals.py): the interpreter's
-own, from C, ends a poll that was entered just before; the handler's comes after the set has really been filled.
+The handler notes the signal and does nothing else. Two writes wake the loop (trio, _core/_signals.py): the
+interpreter's own, from C, ends a poll that was entered just before; the handler's comes after the set has really been
+filled.
 
-A trap, measured: after a fork, until the child calls ``signal.set_wakeup_fd(-1)``, a signal that only the child received
-puts its number into the parent's pipe. As bytes mean nothing here, that costs one idle turn.
+A trap, measured: after a fork, until the child calls ``signal.set_wakeup_fd(-1)``, a signal that only the child
+received puts its number into the parent's pipe. As bytes mean nothing here, that costs one idle turn.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Wakeup:
         return self._read, self._write
 
     def drain(self) -> set[int]:
-        """Empty the pipe, then take what is pending. In this order: a signal in between is seen now or at the next look."""
+        """Empty the pipe, then take what is pending. In this order: a signal in between is seen now or next time."""
         with contextlib.suppress(BlockingIOError):
             while len(os.read(self._read, 4096)) == 4096:
                 pass

@@ -90,9 +90,9 @@ def _raise_limit() -> None:
 def start(checked: Checked, timeout: float) -> int:
     """Detach, and wait until the service serves or says why it cannot. Returns the exit code for the shell.
 
-    python-daemon does the detaching and nothing else: it cannot give up root correctly, its pid file is no lock, and its
-    process that the shell waits for ends before anybody knows how the start went. So we fork once before it, and the
-    process that the shell waits for reads the outcome from a pipe.
+    python-daemon does the detaching and nothing else: it cannot give up root correctly, its pid file is no lock, and
+    its process that the shell waits for ends before anybody knows how the start went. So we fork once before it, and
+    the process that the shell waits for reads the outcome from a pipe.
 
     Raises:
         PreforkdError: it cannot start.

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from preforkd.model import Pace, PoolGoal
 
-#: Seconds between two looks at a pool that is short of spare workers. Ten times longer, and a pool of 2 needs more than a
-#: second to reach 64; ten times shorter, and a doubling is decided before the last one can serve.
+#: Seconds between two looks at a pool that is short of spare workers. Ten times longer, and a pool of 2 needs more than
+#: a second to reach 64; ten times shorter, and a doubling is decided before the last one can serve.
 GROW_INTERVAL = 0.05
 #: Seconds between two looks at a pool that may be too large. Nothing in the service waits for this.
 SHRINK_INTERVAL = 1.0
@@ -59,7 +59,7 @@ class Sizing:
 
 
 def target(limits: PoolGoal, bias: int) -> PoolGoal:
-    """The limits with TTIN and TTOU applied: a positive bias raises what is kept spare, a negative one lowers ``max``."""
+    """The limits with TTIN and TTOU applied: a positive bias keeps more spare, a negative one lowers ``max``."""
     if bias == 0:
         return limits
     if bias > 0:

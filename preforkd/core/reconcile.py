@@ -1,4 +1,4 @@
-"""The heart: goal × table × load × now → what to do, and when to ask again.
+"""The heart: goal, table, load, now → what to do, and when to ask again.
 
 Nothing here remembers anything. Every rule compares what ought to be with what is and asks for the difference, so lost,
 merged and repeated signals do no harm, a second TERM during a drain needs no code of its own, and asking twice without
@@ -7,7 +7,8 @@ news changes nothing. A failed fork is a fact in the table (`PoolAccount.not_bef
 How a generation comes to serve (nginx's ``ngx_init_cycle`` with processes instead of memory):
 
     candidate ── template of each pool READY ── one held worker (the canary) of each pool HELD for `SETTLE` ── Commit
-    current   ── takeover: as each new worker serves, one old worker is asked to leave, never below the floor ── TakenOver
+    current   ── takeover: as each new worker serves, one old worker is asked to leave, never below the floor ──
+    TakenOver
               ── `probation` without a row of deaths ── Proven, else Rollback to the previous generation
 
 Anything that fails before the commit is an Abort, and has touched nothing old.
@@ -53,8 +54,8 @@ from preforkd.model import (
 
 SIGQUIT, SIGKILL, SIGTERM = 3, 9, 15
 
-#: A canary must stay up so long after it said "ready". It is what a reload takes at least; ten times longer would be felt
-#: by the person who waits, ten times shorter would not catch a worker that exits right after its start. Seconds.
+#: A canary must stay up so long after it said "ready". It is what a reload takes at least; ten times longer would be
+#: felt by the person who waits, ten times shorter would not catch a worker that exits right after its start. Seconds.
 SETTLE = 0.2
 #: An order without a pid: the intermediate, then the template, hangs (facts: a stopped intermediate). Seconds.
 ORDER_DEADLINE = 5.0
@@ -131,7 +132,8 @@ def _stop(goal: Goal, table: Table, load: Load, now: float, wishes: _Wishes) -> 
         wishes.ask(Finish())
 
 
-# --- what takes too long -----------------------------------------------------------------------------------------------
+# --- what takes too long
+# -----------------------------------------------------------------------------------------------
 
 
 def _pool_goal(goal: Goal, worker: Worker) -> PoolGoal:
@@ -196,7 +198,8 @@ def _overdue_births(table: Table, now: float, wishes: _Wishes) -> None:
                 wishes.ask(RetireTemplate(template.pool, template.generation, template.pid, Cause.STOPPED, KILL_LADDER))
 
 
-# --- templates ---------------------------------------------------------------------------------------------------------
+# --- templates
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _templates(goal: Goal, table: Table, now: float, wishes: _Wishes) -> None:
@@ -222,7 +225,8 @@ def _templates(goal: Goal, table: Table, now: float, wishes: _Wishes) -> None:
             wishes.ask(RetireTemplate(template.pool, template.generation, template.pid, Cause.RELOAD, TEMPLATE_LADDER))
 
 
-# --- the candidate -----------------------------------------------------------------------------------------------------
+# --- the candidate
+# -----------------------------------------------------------------------------------------------------
 
 
 def _candidate(goal: Goal, table: Table, now: float, wishes: _Wishes) -> bool:
@@ -276,7 +280,8 @@ def _order(
     return len(slots)
 
 
-# --- what serves -------------------------------------------------------------------------------------------------------
+# --- what serves
+# -------------------------------------------------------------------------------------------------------
 
 
 def _generations(goal: Goal, table: Table, load: Load, now: float, wishes: _Wishes) -> None:
@@ -421,7 +426,8 @@ def _tokens(table: Table, limits: PoolGoal, wanted: int, now: float, wishes: _Wi
     return tokens
 
 
-# --- ways out ----------------------------------------------------------------------------------------------------------
+# --- ways out
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _ladders(table: Table, load: Load, now: float, wishes: _Wishes) -> None:

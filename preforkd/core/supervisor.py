@@ -1,8 +1,8 @@
 """Goal and table under one roof: wishes come in, facts come in, and each plan is carried out through a `Kernel`.
 
-The `Kernel` is the narrow seam to the system. The real one forks and kills (`preforkd.master.kernel`), the simulated one
-lives in the tests; both pass the same contract tests. What a plan means for the goal (a commit, a rollback) happens here,
-so that the simulator drives exactly what the master runs.
+The `Kernel` is the narrow seam to the system. The real one forks and kills (`preforkd.master.kernel`), the simulated
+one lives in the tests; both pass the same contract tests. What a plan means for the goal (a commit, a rollback) happens
+here, so that the simulator drives exactly what the master runs.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ performed; `reconcile` only reads. Rules that the table keeps by itself:
 **Crash back-off.** A death that nobody asked for is *early* when the worker never got ready, or ended by itself within
 `EARLY` seconds after. Early deaths in a row make the next order wait, twice as long each time (einhorn slows down the
 same way; php-fpm, nginx, unicorn and gunicorn respawn at once and for ever). One worker that stays up after the last
-failure ends the row. Deaths by a signal from outside never count as early, else somebody with ``kill -9`` could talk the
-pool into not serving, but every replacement takes a token from a bucket, which bounds the forks per second.
+failure ends the row. Deaths by a signal from outside never count as early, else somebody with ``kill -9`` could talk
+the pool into not serving, but every replacement takes a token from a bucket, which bounds the forks per second.
 """
 
 from __future__ import annotations
@@ -340,14 +340,13 @@ class Table:
             expected, ending = True, "asked by a signal from outside"
         elif template.leave is not None:
             ending = f"asked: {template.leave.cause.value}" + ("" if code == ExitCode.LEFT else f", {ending}")
-        if not expected:
-            if template.state is TemplateState.LOADING or now - template.started_at < EARLY:
-                if code != ExitCode.BOOT_FAILED:
-                    self.account(template.pool).last_error = f"its template ended: {ending}"
-                    self.load_failures.setdefault(
-                        template.generation, f"pool {template.pool}: the template ended while it loaded: {ending}"
-                    )
-                self._failed(template.pool, ending, now, True)
+        if not expected and (template.state is TemplateState.LOADING or now - template.started_at < EARLY):
+            if code != ExitCode.BOOT_FAILED:
+                self.account(template.pool).last_error = f"its template ended: {ending}"
+                self.load_failures.setdefault(
+                    template.generation, f"pool {template.pool}: the template ended while it loaded: {ending}"
+                )
+            self._failed(template.pool, ending, now, True)
         return Death(pid, code, signum, template.pool, None, template.generation, None, template, ending, expected)
 
     def _died(self, pool: str, generation: int) -> None:

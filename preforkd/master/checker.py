@@ -1,8 +1,9 @@
-"""Reads and checks the configuration in a child process, so that no mistake, no hang and no crash of it is the master's.
+"""Reads and checks the configuration in a child process, so that no mistake, no hang and no crash of it is the
+master's.
 
 The child is forked with everything imported (7 to 14 ms; executing a new interpreter costs 190), keeps nothing of the
-master but the pipe for its answer, and runs under limits of memory and processor time. It also asks the name service for
-users and groups, which may hang for minutes where accounts live on the network.
+master but the pipe for its answer, and runs under limits of memory and processor time. It also asks the name service
+for users and groups, which may hang for minutes where accounts live on the network.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def _answer(path: str, stamp: str | None) -> dict[str, object]:
         import preforkd
 
         return {
-            "failure": f"preforkd {installed_version()} is installed, {preforkd.__version__} (as of its start) is running;"
+            "failure": f"preforkd {installed_version()} is installed, {preforkd.__version__} (as of its start) runs;"
             " a reload would mix the two: restart the service"
         }
     try:

@@ -1,7 +1,7 @@
 """The real `preforkd.core.supervisor.Kernel`: forks, kills, reaps, and listens to templates and newborn workers.
 
-Births are told apart from deaths without a race (facts F1): for each ordered worker there is a *birth channel*, whose far
-end goes to the template; the worker's first act is to say its pid there. Before an unknown pid is reaped, all birth
+Births are told apart from deaths without a race (facts F1): for each ordered worker there is a *birth channel*, whose
+far end goes to the template; the worker's first act is to say its pid there. Before an unknown pid is reaped, all birth
 channels are read once more: whoever said its pid did so before it could die. So a pid is known, or it is a stranger.
 """
 
@@ -353,7 +353,8 @@ class PosixKernel:
             with contextlib.suppress(ChannelClosed):
                 birth.channel.send(message, descriptors)
 
-    # --- the end of things ---------------------------------------------------------------------------------------------
+    # --- the end of things
+    # ---------------------------------------------------------------------------------------------
 
     def forget_worlds(self, wanted: set[int]) -> list[World]:
         """Drop the generations that nobody belongs to any more; returns them."""

@@ -352,7 +352,8 @@ class Master:
             self._events.info("logs_reopened", epoch=self._kernel.epoch)
         return failures
 
-    # --- reload: check -------------------------------------------------------------------------------------------------
+    # --- reload: check
+    # -------------------------------------------------------------------------------------------------
 
     def _start_check(self, now: float) -> None:
         stopping = self._supervisor.goal.phase in (Phase.STOP, Phase.FAST)
@@ -426,7 +427,8 @@ class Master:
         self._kernel.worlds[world.number] = world
         self._supervisor.wish_generation(world.number, {name: place.goal for name, place in world.pools.items()})
 
-    # --- observe -------------------------------------------------------------------------------------------------------
+    # --- observe
+    # -------------------------------------------------------------------------------------------------------
 
     def _observe(self) -> Load:
         goal, table = self._supervisor.goal, self._supervisor.table
@@ -447,7 +449,8 @@ class Master:
             pools[name] = PoolLoad(idle, sum(listener.queue() or 0 for listener in place.listeners))
         return Load(pools)
 
-    # --- act -----------------------------------------------------------------------------------------------------------
+    # --- act
+    # -----------------------------------------------------------------------------------------------------------
 
     def _act(self, actions: Iterable[Action], now: float) -> None:
         for action in actions:
@@ -630,7 +633,8 @@ class Master:
                 self._control.answer(request, {"reopened": True})
             self._reopen_requests.clear()
 
-    # --- telling -------------------------------------------------------------------------------------------------------
+    # --- telling
+    # -------------------------------------------------------------------------------------------------------
 
     def _extending(self) -> bool:
         """Is something under way that systemd may have to be patient about?"""

@@ -1,9 +1,9 @@
 """What the last master left behind in our cgroup, and what is left when we end (facts F8).
 
 With ``KillMode=process`` the workers of a master that was killed finish what they hold. A hung or stopped one would
-survive restart and stop. So a new master looks once, at its start, who is in its service's cgroup; gives them `graceful`;
-then kills who is still there. They are not its children, so it holds a pidfd of each: a number that was used again cannot
-be met. Only under systemd, in a cgroup that systemd made for this very service.
+survive restart and stop. So a new master looks once, at its start, who is in its service's cgroup; gives them
+`graceful`; then kills who is still there. They are not its children, so it holds a pidfd of each: a number that was
+used again cannot be met. Only under systemd, in a cgroup that systemd made for this very service.
 """
 
 from __future__ import annotations

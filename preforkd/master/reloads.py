@@ -2,8 +2,8 @@
 
     IDLE ── asked ──> CHECKING ── checked, listeners prepared ──> SWITCHING ── taken over, failed, rolled back ──> IDLE
 
-Requests that arrive while one is under way wait for the *next* one, because what they ask about may have been edited after
-the running one was read. All that wait share one check: twenty HUPs in two seconds are a handful of reloads.
+Requests that arrive while one is under way wait for the *next* one, because what they ask about may have been edited
+after the running one was read. All that wait share one check: twenty HUPs in two seconds are a handful of reloads.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from enum import Enum
 
 from preforkd.control.server import ControlServer
 
-#: A newer request may overtake a candidate that has been loading for so long. Shorter, and a stream of HUPs would keep any
-#: of them from ever being finished; longer, and the cure of a hanging import has to wait. Seconds.
+#: A newer request may overtake a candidate that has been loading for so long. Shorter, and a stream of HUPs would keep
+#: any of them from ever being finished; longer, and the cure of a hanging import has to wait. Seconds.
 PATIENCE = 3.0
 
 

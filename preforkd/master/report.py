@@ -1,4 +1,4 @@
-"""The status: table, scoreboards and goal as one value, for JSON and as text. Pure but for the reading of scoreboards."""
+"""The status: table, scoreboards and goal as one value, for JSON and as text. Pure but for reading scoreboards."""
 
 from __future__ import annotations
 

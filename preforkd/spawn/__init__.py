@@ -1,7 +1,7 @@
 """The only fork, and the channels between the processes it makes.
 
-`fork` makes a child that owns nothing it should not; `channel` carries messages and descriptors; `prctl` asks the kernel
-for what Python has no call for.
+`fork` makes a child that owns nothing it should not; `channel` carries messages and descriptors; `prctl` asks the
+kernel for what Python has no call for.
 """
 
 from preforkd.spawn.channel import Channel, ChannelClosed, Message

@@ -1,7 +1,7 @@
 """Messages between our own processes: a small JSON object a packet, with descriptors where needed.
 
-SOCK_SEQPACKET keeps packets apart and says end of file when the other side is gone. Both ends are ours, so what comes in
-is trusted to be well formed; a packet that is not is a bug and raises.
+SOCK_SEQPACKET keeps packets apart and says end of file when the other side is gone. Both ends are ours, so what comes
+in is trusted to be well formed; a packet that is not is a bug and raises.
 """
 
 from __future__ import annotations

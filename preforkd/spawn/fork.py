@@ -1,9 +1,9 @@
 """The only fork. The child starts clean and always leaves by ``os._exit``.
 
-The child runs *inside* the parent's stack instead of unwinding to ``main``: unwinding would run the parent's ``with`` and
-``finally`` blocks in the child, and an inherited ``atexit`` would run on ``sys.exit`` (python-daemon registers its clean-up
-that way). The parent's objects stay referenced by the frames below, so none of them is collected and closes a descriptor
-whose number the child has given to something else.
+The child runs *inside* the parent's stack instead of unwinding to ``main``: unwinding would run the parent's ``with``
+and ``finally`` blocks in the child, and an inherited ``atexit`` would run on ``sys.exit`` (python-daemon registers its
+clean-up that way). The parent's objects stay referenced by the frames below, so none of them is collected and closes a
+descriptor whose number the child has given to something else.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Context:
     @staticmethod
     def _jittered(value: float, jitter: float) -> float:
         """Spread a limit, so that workers born together do not leave together."""
-        return value * (1 + random.uniform(-jitter, jitter)) if value else 0.0
+        return value * (1 + random.uniform(-jitter, jitter)) if value else 0.0  # noqa: S311
 
     def begin(self) -> None:
         """The first moment of service: signals, death of the master, the first IDLE."""

@@ -1,10 +1,11 @@
 """What the import of an application left behind that a fork would break (facts F4).
 
-A thread does not survive a fork, and a lock it held stays locked; a socket, a pipe or an epoll set would be shared by all
-workers. This is a heuristic and says so: a locked lock without a thread cannot be seen, and a thread that ends by itself
-within the next moment is reported.
+A thread does not survive a fork, and a lock it held stays locked; a socket, a pipe or an epoll set would be shared by
+all workers. This is a heuristic and says so: a locked lock without a thread cannot be seen, and a thread that ends by
+itself within the next moment is reported.
 
-The look is taken after a *probe fork*: libraries that handle forks (OpenBLAS) stop their threads at it, and are no finding.
+The look is taken after a *probe fork*: libraries that handle forks (OpenBLAS) stop their threads at it, and are no
+finding.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def _fail(birth: Channel, text: str) -> int:
 def _await_adoption(estate: Estate, stem: int) -> bool:
     """Wait until the stem has ended and the master is the parent; then a death of the master can be felt.
 
-    The lifeline is looked at between requests. PR_SET_PDEATHSIG tells a worker that is busy or imports: KILL until it is
-    ready, when it holds nothing, and SIGUSR2 from then on (`Context`).
+    The lifeline is looked at between requests. PR_SET_PDEATHSIG tells a worker that is busy or imports: KILL until it
+    is ready, when it holds nothing, and SIGUSR2 from then on (`Context`).
     """
     deadline = time.monotonic() + _ADOPTION
     while (parent := os.getppid()) != estate.master_pid:

@@ -24,7 +24,8 @@ def set_title(text: str) -> None:
 def tag_output(estate: Estate, who: str) -> None:
     """Send what the application prints to the error log, each line tagged with who printed it.
 
-    Descriptors 1 and 2 go there too, untagged, for whatever writes to them directly: faulthandler, subprocesses, C code.
+    Descriptors 1 and 2 go there too, untagged, for whatever writes to them directly: faulthandler, subprocesses, C
+    code.
     """
     events = estate.logs.events.bound(pool=estate.pool.name, worker=who, pid=os.getpid())
     for name in ("stdout", "stderr"):
@@ -42,14 +43,16 @@ def tag_output(estate: Estate, who: str) -> None:
 
 
 def become(pool: Pool, identity: Identity) -> None:
-    """Give up root, set the limits, change the directory. In the template, before a line of the application is imported.
+    """Give up root, set the limits, change the directory. In the template, before a line of the application is
+    imported.
 
     Raises:
         PrivilegeError: with what was tried.
     """
     privileges.set_limits(pool.limits.files, pool.limits.core)
     privileges.drop(identity)
-    # The kernel forgets it when credentials change, so it comes after them; whoever was faster is looked for by the caller.
+    # The kernel forgets it when credentials change, so it comes after them; whoever was faster is looked for by the
+    # caller.
     privileges.set_pdeathsig(signal.SIGKILL)
     os.umask(pool.umask if pool.umask is not None else 0o022)
     if pool.directory:

@@ -1,14 +1,15 @@
 """The template: loads the application of one generation once, outside the master, and then only forks.
 
-Two wishes exclude each other elsewhere: to share the loaded application's memory between workers, and to pick up new code
-on a reload. Here the application is loaded once per generation in a process that serves nobody: an error in the code is
-one traceback there, and a new worker is a fork away, not an import away.
+Two wishes exclude each other elsewhere: to share the loaded application's memory between workers, and to pick up new
+code on a reload. Here the application is loaded once per generation in a process that serves nobody: an error in the
+code is one traceback there, and a new worker is a fork away, not an import away.
 
 Its life: give up root · load · warm up · look at what the import left behind · freeze · serve orders. It says to the
-master, over its channel, one of `loaded`, `unsafe` (ends; the master starts one that loads nothing) and `failed` (ends).
+master, over its channel, one of `loaded`, `unsafe` (ends; the master starts one that loads nothing) and `failed`
+(ends).
 
-A *stem*, an intermediate that is already forked, waits for the next order, so that a worker costs one fork. It forks the
-workers and ends; they become children of the master, which is a subreaper (prctl(2)), and are reaped by it.
+A *stem*, an intermediate that is already forked, waits for the next order, so that a worker costs one fork. It forks
+the workers and ends; they become children of the master, which is a subreaper (prctl(2)), and are reaped by it.
 """
 
 from __future__ import annotations

@@ -150,7 +150,8 @@ def test_locked_file_that_was_removed_meanwhile(path: str, monkeypatch: pytest.M
 
     owner = PidFile.acquire(path)
     owner.write()
-    real, opened = module._open, []
+    real = module._open
+    opened: list[int] = []
 
     def slow_open(path: str) -> int:
         fd = real(path)

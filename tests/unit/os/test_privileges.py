@@ -8,6 +8,7 @@ import pwd
 import resource
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,14 +120,15 @@ class TestDrop:
         def child() -> list[str]:
             privileges.drop(someone())
             regained = []
-            for name, attempt in (
-                ("setuid", lambda: os.setuid(0)),
-                ("seteuid", lambda: os.seteuid(0)),
-                ("setresuid", lambda: os.setresuid(0, 0, 0)),
-                ("setgid", lambda: os.setgid(0)),
-                ("setgroups", lambda: os.setgroups([0])),
-                ("chown", lambda: os.chown("/etc/passwd", os.getuid(), -1)),
-            ):
+            attempts: dict[str, Callable[[], None]] = {
+                "setuid": lambda: os.setuid(0),
+                "seteuid": lambda: os.seteuid(0),
+                "setresuid": lambda: os.setresuid(0, 0, 0),
+                "setgid": lambda: os.setgid(0),
+                "setgroups": lambda: os.setgroups([0]),
+                "chown": lambda: os.chown("/etc/passwd", os.getuid(), -1),
+            }
+            for name, attempt in attempts.items():
                 try:
                     attempt()
                 except PermissionError:

@@ -170,7 +170,9 @@ class Pace:
     calm_idle: int = 0
     #: Calm seconds that the next shrink has to wait for; None: the policy's first value.
     patience: float | None = None
+    #: The pool wanted to grow beyond ``max`` and said so; when it last wanted to.
     limit_reported: bool = False
+    limited_at: float = -1e9
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,8 +322,8 @@ class ControlServer:
                 requests.append(Request(self._last_request, command.command, command.args, client.credentials))
         except ProtocolError as error:
             client.last_words = True
-            self._say(client, Answer(client.number, True, error=str(error), exit_code=int(ExitCode.USAGE)))
             self._forget(client)
+            self._say(client, Answer(client.number, True, error=str(error), exit_code=int(ExitCode.USAGE)))
         return requests
 
     def _finish(self, request: int, result: Mapping[str, Any], error: str | None, exit_code: int) -> bool:

@@ -243,7 +243,7 @@ class Master:
             self._fed_at + self._watchdog if self._watchdog is not None else None,
             self._rung_at + GROW_INTERVAL if self._rung_at + GROW_INTERVAL > now else None,
             self._extended_at + _EXTENSION / 2 if self._extending() else None,
-            self._status_at + _STATUS_INTERVAL if self._status_text != self._status() else None,
+            self._status_at + _STATUS_INTERVAL if self._status_is_news() else None,
         ]
         return min((moment for moment in moments if moment is not None), default=None)
 
@@ -554,7 +554,7 @@ class Master:
         self._drop_prepared()
         if not self._serving:
             self._exit_code = ExitCode.FAILURE if self._supervisor.goal.phase is Phase.RUN else ExitCode.OK
-        if self._reloads.stage is not Stage.IDLE:
+        if self._reloads.stage is not Stage.IDLE and self._serving:
             self._reload_failed(reason)
 
     def _rolled_back(self, generation: int, reason: str) -> None:
@@ -648,11 +648,13 @@ class Master:
         if self._extending() and now >= self._extended_at + _EXTENSION / 2:
             self._notifier.extend_timeout(_EXTENSION)
             self._extended_at = now
-        text = self._status()
-        if text != self._status_text and now >= self._status_at + _STATUS_INTERVAL:
-            self._notifier.status(text)
+        if self._status_is_news() and now >= self._status_at + _STATUS_INTERVAL:
+            self._status_text = self._status()
+            self._notifier.status(self._status_text)
             self._status_at = now
-            self._status_text = text
+
+    def _status_is_news(self) -> bool:
+        return self._notifier.enabled and self._status_text != self._status()
 
     def _status(self) -> str:
         """One line: the state, and the last failure if that was the last thing that happened."""

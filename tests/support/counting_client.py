@@ -1,7 +1,7 @@
 """A load client that counts every request by its number: what a test asks when it says "no request was lost".
 
-It sends numbered requests from several threads, over fresh or kept connections, by TCP or a unix socket, and keeps for each
-number what became of it. It never tries again, and is strict about what a server may do to a kept connection:
+It sends numbered requests from several threads, over fresh or kept connections, by TCP or a unix socket, and keeps for
+each number what became of it. It never tries again, and is strict about what a server may do to a kept connection:
 
 =======================================================================  ===========================================
 the server ...                                                           the request ...
@@ -120,9 +120,8 @@ class Result:
 
     def since(self, number: int) -> Result:
         """The part with requests from ``number`` on; connections are not divided."""
-        return Result(
-            [outcome for outcome in self.outcomes if outcome.number >= number], self.reopened, self.connections
-        )
+        later = [outcome for outcome in self.outcomes if outcome.number >= number]
+        return Result(later, self.reopened, self.connections)
 
     def summary(self, most: int = 10) -> str:
         """A few lines for people: counts, the worst, the first failures."""
@@ -144,7 +143,7 @@ class Result:
 class CountingClient:
     """Sends numbered requests until it is stopped, or ``most`` were sent, or ``seconds`` are over.
 
-    Use it as a context manager, or by `start` and `stop`. All methods may be called from any thread; a client is used once.
+    Use it as a context manager, or by `start` and `stop`. Any thread may call its methods; a client is used once.
     """
 
     def __init__(
@@ -199,6 +198,7 @@ class CountingClient:
         self._stopping = threading.Event()
         self._news = threading.Condition()
         self._outcomes: list[Outcome] = []
+        self._ok = 0
         self._reopened = 0
         self._connections = 0
         self._running = 0
@@ -264,8 +264,6 @@ class CountingClient:
 
     def _tally(self) -> Tally:
         return Tally(self._ok, len(self._outcomes) - self._ok)
-
-    _ok = 0
 
     def _add(self, outcome: Outcome) -> None:
         with self._news:

@@ -71,10 +71,6 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and call.when == "call":
         for machine in item.stash.get(MACHINES, []):
-            # The container may be the very thing that is broken; the report must not be lost to that.
-            try:
-                text = machine.journal("--unit=preforkd", "--unit=preforkd.socket", "--lines=300")
-            except Exception as error:
-                text = f"(no journal: {error})\n{machine.console()}"
+            text = machine.last_words or machine.words()
             report.sections.append((f"journal of {machine.name} ({machine.image.name})", text))
     return report

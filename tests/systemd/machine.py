@@ -260,7 +260,8 @@ class Machine:
         self.name = f"preforkd-{os.getpid()}-{next(self._numbers)}"
         self._files = dict(files or {})
         self._leader = 0
-        self._log: list[bytes] = []
+        #: What the journal held when the machine was left by an exception; for the report.
+        self.last_words = ""
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -325,6 +326,8 @@ class Machine:
     def __exit__(self, *exc_info: object) -> None:
         process = getattr(self, "_process", None)
         if process is not None:
+            if exc_info[0] is not None:
+                self.last_words = self.words()
             if self._leader and process.poll() is None:
                 # "Power off", as systemd(1) has it; systemd stops its services in order.
                 with contextlib.suppress(ProcessLookupError):
@@ -401,6 +404,13 @@ class Machine:
         """What the processes of a unit, and systemd about it, have logged."""
         lines = self.run("journalctl", "--no-pager", "--output=json", "--unit", unit).splitlines()
         return [str(json.loads(line).get("MESSAGE", "")) for line in lines]
+
+    def words(self) -> str:
+        """The end of the journal, for a report that must not be lost because the machine is what is broken."""
+        try:
+            return self.journal("--boot", "--lines=200")
+        except (AssertionError, subprocess.SubprocessError) as error:
+            return f"(no journal: {error})\n{self.console()}"
 
     def version(self) -> int:
         return int(self.run("systemctl", "--version").split()[1])

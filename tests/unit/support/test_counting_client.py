@@ -44,8 +44,8 @@ class Peer:
     def answer(self, number: int, *, status: str = "200 OK", body: bytes | None = None, more: str = "") -> None:
         """Answer a request in full."""
         body = f"number {number}".encode() if body is None else body
-        head = f"HTTP/1.1 {status}\r\nX-Number: {number}\r\nX-Worker-Pid: 4711\r\n{more}Content-Length: {len(body)}\r\n\r\n"
-        self.send(head.encode() + body)
+        fields = f"X-Number: {number}\r\nX-Worker-Pid: 4711\r\n{more}Content-Length: {len(body)}\r\n"
+        self.send(f"HTTP/1.1 {status}\r\n{fields}\r\n".encode() + body)
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -152,7 +152,7 @@ def test_every_number_is_answered_once(tmp_path: Path, address: str, keep_alive:
     assert [outcome.number for outcome in result.outcomes] == list(range(60))
     assert sorted(seen.get_nowait() for _ in range(60)) == list(range(60))
     assert seen.empty()
-    assert result.connections == (3 if keep_alive else 60) or (keep_alive and result.connections < 3)
+    assert result.connections <= 3 if keep_alive else result.connections == 60
     assert result.reopened == 0
     assert result.pids == {4711: 60}
     assert 0 < result.worst < 10
@@ -218,7 +218,7 @@ def test_a_connection_closed_before_a_byte_was_sent_is_reopened_silently(
         closed.release()
 
     with serving(script, address.format(tmp=tmp_path)) as real:
-        result = ask(real, 5, between=lambda number: closed.acquire() if number else None)  # type: ignore[arg-type, func-returns-value]
+        result = ask(real, 5, between=lambda number: closed.acquire() if number else None)
     result.check(5)
     assert (result.connections, result.reopened) == (5, 4)
 
@@ -267,7 +267,7 @@ def test_what_a_server_says_unasked_is_a_failure() -> None:
         peer.request()
 
     with serving(script) as address:
-        result = ask(address, 2, between=lambda number: said.wait() if number else None)  # type: ignore[arg-type, func-returns-value]
+        result = ask(address, 2, between=lambda number: said.wait() if number else None)
     assert result.failures == {Failure.ANSWER: 1}
     assert "unasked: b'HTTP/1.1 408" in result.failed[0].error
 
@@ -328,7 +328,11 @@ def test_a_reset(begun: bytes) -> None:
 
 
 def test_a_server_that_does_not_answer_in_time() -> None:
-    with serving(lambda peer: [peer.request() for _ in range(2)] and None) as address:
+    def script(peer: Peer) -> None:
+        while peer.request() >= 0:
+            pass
+
+    with serving(script) as address:
         outcome = only(ask(address, timeout=0.05))
     assert outcome.failure is Failure.TIMEOUT
     assert 0.05 <= outcome.latency < 5

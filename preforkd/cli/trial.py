@@ -9,6 +9,7 @@ import sys
 from preforkd.config import Pool
 from preforkd.errors import ExitCode
 from preforkd.master.checker import Checked
+from preforkd.master.world import inherited
 from preforkd.privileges import Identity
 from preforkd.spawn import Channel, ChannelClosed, fork_child
 from preforkd.worker import rehearsal
@@ -19,7 +20,7 @@ def load_all(checked: Checked) -> bool:
     config, identities = checked.config, checked.identities
     assert config is not None and identities is not None
     failed = False
-    for name, pool in config.pools.items():
+    for name, pool in ((name, inherited(pool, config)) for name, pool in config.pools.items()):
         near, far = Channel.pair()
 
         def load(pool: Pool = pool, identity: Identity = identities[name], far: Channel = far) -> int:

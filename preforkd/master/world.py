@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preforkd.config import Config, Pool
 from preforkd.listeners import Listener
@@ -52,13 +52,18 @@ def make_world(
     for name, pool in config.pools.items():
         goal = pool_goal(pool)
         pools[name] = PoolWorld(
-            pool=pool,
+            pool=inherited(pool, config),
             goal=goal,
             listeners=tuple(listeners[listen.text] for listen in pool.listen),
             board=Scoreboard(goal.capacity),
             identity=identities[name],
         )
     return World(number, config, listeners, logs, pools)
+
+
+def inherited(pool: Pool, config: Config) -> Pool:
+    """A pool with what it leaves to the whole service filled in."""
+    return pool if pool.umask is not None else replace(pool, umask=config.umask)
 
 
 def pool_goal(pool: Pool) -> PoolGoal:

@@ -54,7 +54,8 @@ def become(pool: Pool, identity: Identity) -> None:
     # The kernel forgets it when credentials change, so it comes after them; whoever was faster is looked for by the
     # caller.
     privileges.set_pdeathsig(signal.SIGKILL)
-    os.umask(pool.umask if pool.umask is not None else 0o022)
+    if pool.umask is not None:
+        os.umask(pool.umask)
     if pool.directory:
         try:
             os.chdir(pool.directory)

@@ -34,7 +34,7 @@ import re
 import socket
 import stat
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -48,8 +48,11 @@ if TYPE_CHECKING:
 #: Names of sockets in systemd's store begin with this; what else comes with LISTEN_FDS belongs to a .socket unit.
 STORE_PREFIX = "listen="
 
-#: What a suspended unix socket's path ends with.
-_ASIDE = ".dropped"
+#: Apache's; the kernel cuts it by net.core.somaxconn.
+DEFAULT_BACKLOG = 511
+
+#: What the path of a suspended unix socket ends with.
+ASIDE = ".dropped"
 
 #: The one host name that is understood without asking a name server; it has two addresses.
 _LOCALHOST = ("127.0.0.1", "::1")
@@ -77,7 +80,7 @@ class Wanted:
     """
 
     listen: Listen
-    backlog: int = 511
+    backlog: int = DEFAULT_BACKLOG
     defer_accept: int = 0
 
 
@@ -104,8 +107,37 @@ class _Part:
     #: The path of a unix socket, "" for others, and the file it leads to while it is ours.
     path: str = ""
     file: unixsocket.FileId | None = None
-    #: A reload took a copy into another listener (127.0.0.1:80 into localhost:80), which is responsible from then on.
-    lent: bool = False
+    #: A reload took a copy into another listener (127.0.0.1:80 into localhost:80), whose part is responsible now.
+    lent: _Part | None = None
+    #: Those of other listeners that share the port and overlap (127.0.0.1 and 0.0.0.0), as far as known.
+    rivals: list[_Part] = field(default_factory=list)
+    #: Whether the path is not where it belongs, and what a TCP socket was bound to; see `Listener.suspend`.
+    aside: bool = False
+    address: tuple[str | int, ...] | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the unix socket's file is to be found."""
+        return self.path + ASIDE if self.aside else self.path
+
+    def intact(self) -> bool:
+        """Whether the path of a unix socket is ours, or ours to be had back."""
+        if not self.path:
+            return True
+        return unixsocket.is_at(self.place, self.file) and not (self.aside and os.path.lexists(self.path))
+
+    def listen(self, backlog: int) -> None:
+        """Listen, although an overlapping address of ours listens too. Raises `OSError`."""
+        with _overlap(self.sock, *(rival.sock for rival in self.rivals)):
+            if self.address is not None:
+                # A port that the kernel chose (port 0) is forgotten when a socket stops listening.
+                try:
+                    self.sock.bind(self.address)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # it is bound, as it should be
+                        raise
+                self.address = None
+            self.sock.listen(backlog)
 
 
 @dataclass(slots=True, eq=False)
@@ -162,7 +194,7 @@ class Listener:
 
     def intact(self) -> bool:
         """Whether newcomers can still reach it: a unix socket is lost once its path is gone or leads elsewhere."""
-        return all(not part.path or unixsocket.is_at(part.path, part.file) for part in self._parts)
+        return all(part.intact() for part in self._parts)
 
     def unlink(self) -> bool:
         """Remove the path of a unix socket if it still is ours, and say whether it was. Call it before `close`.
@@ -171,8 +203,8 @@ class Listener:
         """
         removed = False
         for part in self._parts:
-            if part.path and part.file is not None and part.origin is not Origin.ACTIVATION and not part.lent:
-                removed |= unixsocket.remove(part.path, part.file)
+            if part.path and part.file is not None and part.origin is not Origin.ACTIVATION and part.lent is None:
+                removed |= unixsocket.remove(part.place, part.file)
         return removed
 
     def close(self) -> None:
@@ -189,47 +221,64 @@ class Listener:
         """
         self.unlink()
         for part in self._parts:
-            if part.origin is not Origin.ACTIVATION and not part.lent:
+            if part.origin is not Origin.ACTIVATION and part.lent is None:
                 with contextlib.suppress(OSError):  # ENOTCONN: it does not listen (any more)
                     part.sock.shutdown(socket.SHUT_RD)
         self.close()
 
-    def suspend(self) -> None:
+    def suspend(self) -> tuple[str, ...]:
         """Refuse newcomers, in every process at once, and be able to `resume`: for a listener that a reload dropped.
 
         The previous generation is kept for a rollback, and with it the socket; without this, clients of a dropped
-        address would wait in a queue that nobody empties. A TCP socket stops listening; a unix socket cannot begin
-        again after that, so its path moves aside. A unit's sockets stay as they are.
+        address would wait in a queue that nobody empties. A TCP socket stops listening (systemd notices, and takes it
+        out of its store); a unix socket could not begin again after that, so its path moves aside. A unit's sockets
+        stay as they are. Returns sentences for the log about what went wrong.
         """
         if self.suspended:
-            return
+            return ()
         self.suspended = True
+        problems = []
         for part in self._parts:
-            if part.origin is Origin.ACTIVATION or part.lent:
+            if part.origin is Origin.ACTIVATION or part.lent is not None:
                 continue
-            with contextlib.suppress(OSError):
-                if not part.path:
+            if part.path and part.file is not None:
+                try:
+                    unixsocket.move(part.path, part.path + ASIDE, part.file)
+                    part.aside = True
+                except ListenError as error:
+                    problems.append(f"{self.text} is dropped, but new clients still reach it: {error}")
+            elif not part.path:
+                part.address = part.sock.getsockname()
+                with contextlib.suppress(OSError):  # ENOTCONN: it does not listen (any more)
                     part.sock.shutdown(socket.SHUT_RD)
-                elif unixsocket.is_at(part.path, part.file):
-                    os.rename(part.path, part.path + _ASIDE)
-                    part.path += _ASIDE
+                self.kept = False
+        return tuple(problems)
 
-    def resume(self) -> None:
-        """Undo `suspend`: listen again. What cannot be had back stays away; `intact` and `queue` tell."""
-        if not self.suspended:
-            return
-        self.suspended = False
+    def resume(self) -> tuple[str, ...]:
+        """Undo `suspend` and a reload's borrowing: listen again, next to what overlaps with it if need be.
+
+        Returns sentences for the log about what could not be had back; `intact` and `queue` tell, too.
+        """
         for part in self._parts:
-            if part.origin is Origin.ACTIVATION or part.lent:
+            borrower = part.lent
+            if borrower is not None and borrower.sock.fileno() >= 0:
+                part.lent, borrower.lent = None, part
+        if not self.suspended:
+            return ()
+        self.suspended = False
+        problems = []
+        for part in self._parts:
+            if part.origin is Origin.ACTIVATION or part.lent is not None:
                 continue
-            with contextlib.suppress(OSError):
-                if not part.path:
-                    part.sock.listen(self._settings.backlog if self._settings is not None else 511)
-                elif part.path.endswith(_ASIDE):
-                    original = part.path.removesuffix(_ASIDE)
-                    if not os.path.lexists(original):
-                        os.rename(part.path, original)
-                        part.path = original
+            try:
+                if part.aside and part.file is not None:
+                    unixsocket.move(part.place, part.path, part.file)
+                    part.aside = False
+                elif not part.path:
+                    part.listen(self._settings.backlog if self._settings is not None else DEFAULT_BACKLOG)
+            except (OSError, ListenError) as error:
+                problems.append(f"{self.text} cannot be reached again: {error}")
+        return tuple(problems)
 
     def release(self) -> None:
         """The end of the service: `remove`, or only `close` where systemd keeps the sockets for the next master.
@@ -237,7 +286,7 @@ class Listener:
         A master cannot tell a stop from a restart, so a stored unix socket leaves its path behind: a stored socket
         whose path is gone can't be reached by anybody.
         """
-        if self.kept:
+        if self.kept and not self.suspended:
             self.close()
         else:
             self.remove()
@@ -260,23 +309,22 @@ class ListenerSet:
     unused: tuple[Unused, ...]
     _wanted: tuple[Wanted, ...]
     _undo: contextlib.ExitStack
-    _overlapping: list[socket.socket]
 
     def commit(self) -> tuple[str, ...]:
-        """Put the set into effect: pending listeners listen, carried ones get a changed mode, owner or backlog.
+        """Put the set into effect: pending listeners listen, suspended ones are resumed, carried ones get a changed
+        mode, owner or backlog.
 
         Never fails; what could not be changed comes back as sentences for the log.
         """
         self._undo.pop_all()
-        problems = []
+        problems: list[str] = []
         for wanted in self._wanted:
             listener = self.listeners[wanted.listen.text]
+            problems += listener.resume()
             try:
                 _apply(listener, wanted)
             except (OSError, ListenError) as error:
                 problems.append(f"{listener.text}: new settings could not be applied: {error}")
-        for sock in self._overlapping:
-            _allow_overlap(sock, False)
         return tuple(problems)
 
     def rollback(self) -> None:
@@ -318,8 +366,6 @@ class _Opening:
         #: Descriptors from systemd that are still to be had, with their names; a unit's before the store's.
         self.passed: list[tuple[str, _Part]] = []
         self.unused: list[Unused] = []
-        #: Sockets that share a port for the time being.
-        self.overlapping: list[socket.socket] = []
         texts = {item.listen.text for item in wanted}
         #: Sockets of carried listeners that nobody wants as they are: another listener may want their address.
         self.spare = {
@@ -327,7 +373,7 @@ class _Opening:
             for text, listener in carried.items()
             if text not in texts
             for part in listener._parts
-            if not part.lent
+            if part.lent is None
         }
 
     def run(self) -> ListenerSet:
@@ -358,12 +404,11 @@ class _Opening:
             unused=tuple(self.unused),
             _wanted=tuple(self.wanted),
             _undo=self.undo,
-            _overlapping=self.overlapping,
         )
 
     def _carry_over(self, item: Wanted) -> Listener | None:
         old = self.carried.get(item.listen.text)
-        if old is None or any(part.lent for part in old._parts):
+        if old is None or any(part.lent is not None for part in old._parts):
             return None
         if not old.intact() and old.kind != "systemd":  # what a .socket unit owns, only the unit can mend
             return None
@@ -381,7 +426,7 @@ class _Opening:
                 listener._parts = [self._taken(listen.path) or self._bind_unix(item)]
             case _:
                 self._open_tcp(item, listener)
-        if all(part.origin is Origin.BOUND and not part.lent for part in listener._parts):
+        if all(part.origin is Origin.BOUND for part in listener._parts):
             listener._settings = item
         listener.kept = all(part.origin is not Origin.BOUND for part in listener._parts)
         return listener
@@ -414,33 +459,34 @@ class _Opening:
             raise self._refused(item.listen, hosts[0], port, failure) from failure
 
     def _bind_tcp(self, host: str, port: int, item: Wanted, listener: Listener) -> _Part:
+        rivals = self._rivals(host, port)
         try:
-            return self._bound(_Part(_tcp_socket(host, port, item), Origin.BOUND))
+            part = _Part(_tcp_socket(host, port, item), Origin.BOUND, rivals=rivals)
         except OSError as error:
-            overlapping = self._in_the_way(host, port)
-            if error.errno != errno.EADDRINUSE or not overlapping:
+            if error.errno != errno.EADDRINUSE or not rivals:
                 raise
-        for other in overlapping:
-            _allow_overlap(other, True)
-            self.undo.callback(_allow_overlap, other, False)
-        listener.pending = listener.pending or not _is_wildcard(host)
-        sock = _tcp_socket(host, port, item, overlap=True, listen=_is_wildcard(host))
-        self.overlapping += [sock, *overlapping]
-        return self._bound(_Part(sock, Origin.BOUND))
+            listening = _is_wildcard(host)
+            listener.pending = listener.pending or not listening
+            with _overlap(*(rival.sock for rival in rivals)):
+                sock = _tcp_socket(host, port, item, overlap=True, listen=listening)
+            part = _Part(sock, Origin.BOUND, rivals=rivals)
+        for rival in rivals:
+            rival.rivals = [*(one for one in rival.rivals if one.sock.fileno() >= 0), part]
+        return self._bound(part)
 
     def _bound(self, part: _Part) -> _Part:
         self.undo.callback(_discard, part)
         return part
 
-    def _in_the_way(self, host: str, port: int) -> list[socket.socket]:
+    def _rivals(self, host: str, port: int) -> list[_Part]:
         """Our own sockets on the port of which one is bound to the wildcard address and the other is not."""
-        found: list[socket.socket] = []
+        found: list[_Part] = []
         for listener in {id(one): one for one in [*self.carried.values(), *self.result.values()]}.values():
-            for sock in listener.sockets:
-                if sock.family == _family(host):
-                    other = sock.getsockname()
+            for part in listener._parts:
+                if part.sock.family == _family(host):
+                    other = part.sock.getsockname()
                     if other[1] == port and _is_wildcard(other[0]) != _is_wildcard(host):
-                        found.append(sock)
+                        found.append(part)
         return found
 
     def _taken(self, address: str) -> _Part | None:
@@ -448,17 +494,18 @@ class _Opening:
         for entry in [entry for entry in self.passed if _text_of(entry[1].sock) == address]:
             name, part = entry
             self.passed.remove(entry)
-            if not part.path or unixsocket.is_at(part.path, part.file):
+            if part.intact():
                 return _prepared(part)
             self._leave(name, part, "its path is gone")
         lender = self.spare.get(address)
-        if lender is None or (lender.path and not unixsocket.is_at(lender.path, lender.file)):
+        if lender is None or lender.aside or not lender.intact():
             return None
         del self.spare[address]
         part = _Part(lender.sock.dup(), lender.origin, lender.path, lender.file)
+        part.rivals = lender.rivals
         self.undo.callback(part.sock.close)
-        lender.lent = True
-        self.undo.callback(setattr, lender, "lent", False)
+        lender.lent = part
+        self.undo.callback(setattr, lender, "lent", None)
         return part
 
     def _named(self, listen: Listen) -> list[_Part]:
@@ -533,12 +580,13 @@ def _tcp_socket(host: str, port: int, item: Wanted, overlap: bool = False, liste
         if family == socket.AF_INET6:
             # Always the same, whatever net.ipv6.bindv6only says: [::]:80 is IPv6, 0.0.0.0:80 is IPv4.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        _allow_overlap(sock, overlap)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(overlap))
         _tune(sock, item.defer_accept)
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # no name server is asked
         sock.bind(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=flags)[0][4])
         if listen:
             sock.listen(item.backlog)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except BaseException:
         sock.close()
         raise
@@ -552,9 +600,17 @@ def _tune(sock: socket.socket, defer_accept: int | None) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, defer_accept)
 
 
-def _allow_overlap(sock: socket.socket, allow: bool) -> None:
-    if sock.fileno() >= 0:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(allow))
+@contextlib.contextmanager
+def _overlap(*socks: socket.socket) -> Iterator[None]:
+    """Let these sockets share their port for a moment."""
+    there = [sock for sock in socks if sock.fileno() >= 0 and not _is_unix(sock)]
+    try:
+        for sock in there:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+    finally:
+        for sock in there:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
 
 def _prepared(part: _Part) -> _Part:
@@ -573,12 +629,12 @@ def _apply(listener: Listener, wanted: Wanted) -> None:
     for part in listener._parts:
         if part.origin is Origin.ACTIVATION:
             continue
-        part.sock.listen(wanted.backlog)  # on a listening socket this changes the length of its queue
+        part.listen(wanted.backlog)  # on a listening socket this changes the length of its queue
         if not _is_unix(part.sock):
             _tune(part.sock, wanted.defer_accept)
         elif part.file is not None and wanted.listen.kind == "unix":
             ids = unixsocket.owner_ids(part.path, wanted.listen.owner, wanted.listen.group)
-            unixsocket.set_access(part.path, part.file, wanted.listen.mode, *ids)
+            unixsocket.set_access(part.place, part.file, wanted.listen.mode, *ids)
     listener.pending = False
     listener._settings = wanted
 

@@ -33,12 +33,18 @@ _TEXT = 256
 _LINE_MAX = 192
 _CLIENT_MAX = _TEXT - _LINE_MAX
 
+#: How often a reader looks for texts that nobody changes meanwhile. A writer is at it for 0.1 us of a request.
+_LOOKS = 16
+
 _IDLE_BYTE = bytes([Activity.IDLE])
 
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """One look at a slot. ``since`` is monotonic seconds, ``busy`` the seconds spent in finished requests."""
+    """One look at a slot. ``since`` is monotonic seconds, ``busy`` the seconds spent in finished requests.
+
+    ``torn``: the texts may be a mixture, because the writer died while it wrote them, or writes all the time.
+    """
 
     activity: Activity
     since: float
@@ -48,6 +54,7 @@ class SlotView:
     memory: int
     request: str
     client: str
+    torn: bool = False
 
 
 class Scoreboard:
@@ -110,7 +117,8 @@ class Scoreboard:
         row = slot * _ROW_WORDS
         rows = self._rows
         line = client = b""
-        for _ in range(4):
+        torn = True
+        for _ in range(_LOOKS):
             before = rows[row + _SEQUENCE]
             lengths = rows[row + _LENGTHS]
             at = slot * _TEXT
@@ -118,6 +126,7 @@ class Scoreboard:
             at += _LINE_MAX
             client = bytes(self._texts[at : at + min(lengths >> 16 & 0xFFFF, _CLIENT_MAX)])
             if before % 2 == 0 and rows[row + _SEQUENCE] == before:
+                torn = False
                 break
         return SlotView(
             activity=self.activity(slot),
@@ -128,6 +137,7 @@ class Scoreboard:
             memory=rows[row + _MEMORY],
             request=line.decode("latin-1"),
             client=client.decode("latin-1"),
+            torn=torn,
         )
 
     def writer(self, slot: int) -> SlotWriter:

@@ -154,6 +154,21 @@ def remove(path: str, file: FileId) -> bool:
     return True
 
 
+def move(path: str, target: str, file: FileId) -> None:
+    """Rename the socket at ``path`` if it still is ``file``; who connects by the old name finds nothing there.
+
+    Only a dead socket at ``target`` gives way. Raises `ListenError`.
+    """
+    with _turn(os.path.dirname(path)):
+        if _file_at(path) != file:
+            raise ListenError(f"unix:{path} is not our socket any more; something removed or replaced it")
+        _clear(target)
+        try:
+            os.rename(path, target)
+        except OSError as error:
+            raise ListenError(f"cannot rename unix:{path} to {target}: {_advice(path, error)}") from error
+
+
 def is_at(path: str, file: FileId | None) -> bool:
     """Whether ``path`` still leads to ``file``; with None, whether it leads to any socket."""
     if file is not None:

@@ -143,7 +143,7 @@ def _start(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    client.call(_control(arguments), "stop", {"fast": arguments.fast})
+    client.call(_control(arguments), "stop", {"fast": arguments.fast}, until_gone=True)
     print("stopped")
     return ExitCode.OK
 

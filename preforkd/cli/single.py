@@ -90,5 +90,5 @@ def serve(checked: Checked) -> int:
         return int(models.load(pool.model).serve(context, handler))
     finally:
         for listener in opened.listeners.values():
-            listener.unlink()
+            listener.release()
         sys.stdout.flush()

@@ -12,7 +12,7 @@ from .accounts import lookup_accounts
 from .changes import Change, changes, needs_restart
 from .paths import default_file, runtime_files, runtime_folder, welcome_file
 from .plain import from_plain, to_plain
-from .read import Reading, read, read_placed, read_text
+from .read import Reading, read, read_placed, read_text, runtime_of
 from .sample import manual_table, sample
 from .schema import schema
 from .settings import Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Workers
@@ -41,6 +41,7 @@ __all__ = [
     "read_text",
     "runtime_files",
     "runtime_folder",
+    "runtime_of",
     "sample",
     "schema",
     "to_plain",

@@ -55,6 +55,20 @@ def read_text(text: str | bytes, path: str = "preforkd.yaml") -> Config:
     return _Reader(path).run(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).config
 
 
+def runtime_of(path: str) -> tuple[str, str]:
+    """Pid file and control socket of the configuration in ``path``, whatever mistakes it has.
+
+    A running instance must be found (``status``, ``stop``, ``reload``) also after an edit that broke its file. What
+    cannot be read is taken to be the default. Never raises, but for a relative path in a folder that is gone.
+    """
+    reader = _Reader(path)
+    try:
+        data = read_bytes(path)
+    except Unreadable:
+        data = b""
+    return reader.runtime(data)
+
+
 def presentable(path: str) -> str:
     """``path`` as it may be shown: bytes that are no text and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "replace")
@@ -90,6 +104,11 @@ class _Reader:
         if self._mistakes:
             raise self._mistakes.error(self._name)
         return Reading(config, self._walk.places)
+
+    def runtime(self, data: bytes) -> tuple[str, str]:
+        """Pid file and control socket, as far as the main file alone says them."""
+        self._walk.main(self._parsed(self._path, self._name, data))
+        return self._walk.runtime(runtime_files(self._path))
 
     def _parsed(self, path: str, name: str, data: bytes) -> Tree:
         self._mistakes.opened(name)

@@ -118,18 +118,22 @@ class Walk:
             where = self.places.get("pools", Place(name, 0, 0))
             self.mistakes.add(where.file, where.line, where.column, "pools", what)
         values["pools"] = dict(self.pools)
-        values.setdefault("pid_file", defaults[0])
+        values["pid_file"], values["control"] = self.runtime(defaults)
         if "control" not in self._main.nodes:
-            values["control"] = defaults[1]
             try:
                 declared(Config)["control"].setting.shape.read(defaults[1], "/")  # type: ignore[union-attr]
             except Wrong as wrong:
                 self.mistakes.add(name, 0, 0, "control", f"is not set, and its default cannot be used: {wrong}")
-        if self._main.sound("pid_file", "control") and values["pid_file"] == values.get("control"):
+        if self._main.sound("pid_file", "control") and values["pid_file"] == values["control"]:
             node = self._main.nodes.get("control") or self._main.nodes.get("pid_file")
             if node is not None:
                 self.mistakes.at(node, "control", "is the same file as pid_file; write two different paths")
         return Config(path=path, files=files, digest=digest, **values)
+
+    def runtime(self, defaults: tuple[str, str]) -> tuple[str, str]:
+        """Pid file and control socket: what the main file says, as far as it could be read, else the defaults."""
+        values = self._main.values
+        return values.get("pid_file", defaults[0]), values.get("control", defaults[1])
 
     # -- sections ------------------------------------------------------------------------------------------------
 
@@ -139,6 +143,8 @@ class Walk:
         if not isinstance(node, Mapping):
             if not (node.empty or isinstance(node, Refused)):
                 self._not_a_section(section, node, path)
+            if section is Config:
+                self.complete = False
             return result
         known = declared(section)
         strange: set[str] = set()
@@ -231,8 +237,10 @@ class Walk:
             return None
         if node.empty or (node.plain and node.text == "~"):
             what = f"is {node.text}" if node.text == "~" else "is null" if node.text else "has no value"
-            leave = "write null for none" if item.optional else "remove the line for the default"
-            self.mistakes.at(node, name, f"{what}; {self._example(item, kind)}, or {leave}")
+            leave = "" if item.setting.required else ", or remove the line for the default"
+            if item.optional:
+                leave = ", or write null for none"
+            self.mistakes.at(node, name, f"{what}; {self._example(item, kind)}{leave}")
             return item.default
         return self._read(kind, node, name, item.default)
 

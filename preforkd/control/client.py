@@ -38,12 +38,16 @@ def call(
     *,
     timeout: float | None = None,
     on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    until_gone: bool = False,
 ) -> dict[str, Any]:
     """Send one command to the master whose control socket is ``path``, and wait for its final answer.
 
     ``timeout`` is in seconds for the whole of it; None waits as long as the master works. ``on_progress`` is called for
-    each message before the final one. Raises `NotRunning` if no master can be reached, `Refused` if it says no, and
-    `PreforkdError` if it went away or did not answer in time (then nobody knows whether the command was carried out).
+    each message before the final one. ``until_gone`` goes on waiting after the final answer until the master has closed
+    the connection, which is its last act: then another can start in its place.
+
+    Raises `NotRunning` if no master can be reached, `Refused` if it says no, and `PreforkdError` if it went away or did
+    not answer in time (then nobody knows whether the command was carried out).
     """
     end = None if timeout is None else time.monotonic() + timeout
     request = encode_command(Command(command, args or {}, id=1))
@@ -66,6 +70,8 @@ def call(
                     elif answer.error is not None:
                         raise Refused(answer.error, answer.exit_code, answer.result)
                     else:
+                        while until_gone and _receive(sock, end):
+                            pass
                         return dict(answer.result)
         except TimeoutError:
             raise PreforkdError(

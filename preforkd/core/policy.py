@@ -23,12 +23,18 @@ SHRINK_INTERVAL = 1.0
 #: Calm seconds before a pool shrinks, at first and at most.
 PATIENCE = 10.0
 PATIENCE_MAX = 320.0
-#: Growth sooner than this many seconds after a shrink means that the shrink was a mistake.
+#: Growth sooner than this many seconds after a shrink means that the shrink was a mistake; growth later than ten times
+#: that, that it was none, and half of what was learned is forgotten.
 REGRET = 60.0
+#: Seconds without a wish to grow beyond ``max`` that end an episode at the limit. Shorter, and a pool whose load touches
+#: the limit now and then fills the log.
+EPISODE = 60.0
 #: Small pools may grow by this many at once.
 GROW_AT_LEAST = 4
 #: One decision never asks for more.
 GROW_AT_MOST = 32
+#: `Pace.shrunk_at` of a pool that has not shrunk, or whose last shrink has been judged.
+_NEVER = -1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +90,7 @@ def size_pool(counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizin
     """Decide the size of one pool. Pure; ``now`` is monotonic seconds. See the head of this file for the rules."""
     if counts.total > limits.max:
         surplus = counts.total - limits.max
-        return Sizing(
-            0, surplus, f"{counts.total} workers, at most {limits.max} allowed", None, replace(pace, calm_since=None)
-        )
+        return Sizing(0, surplus, f"{counts.total} workers, at most {limits.max} allowed", None, _not_calm(pace))
 
     # Never fewer than `start`: a worker that died is replaced whether or not anybody waits for it.
     missing = max(
@@ -96,44 +100,48 @@ def size_pool(counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizin
     )
     if missing > 0:
         return _grow(missing, counts, limits, pace, now)
-    return _shrink(counts, limits, replace(pace, limit_reported=False), now)
+    return _shrink(counts, limits, pace, now)
 
 
 def _grow(missing: int, counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizing:
-    pace = replace(pace, calm_since=None)
+    pace = _not_calm(pace)
     room = limits.max - counts.total
     if room <= 0:
         # Nothing can be done about it, but somebody has to notice when the load ends.
-        reported = pace.limit_reported
+        reported = pace.limit_reported and now < pace.limited_at + EPISODE
         look_at = now + SHRINK_INTERVAL if counts.total > limits.max_spare else None
         reason = f"{counts.busy} of {limits.max} workers busy, {counts.queued} connections waiting: workers.max reached"
-        return Sizing(0, 0, reason, look_at, replace(pace, limit_reported=True), limit_reached=not reported)
+        pace = replace(pace, limit_reported=True, limited_at=now)
+        return Sizing(0, 0, reason, look_at, pace, limit_reached=not reported)
     if counts.total >= max(1, limits.start) and now < pace.grown_at + GROW_INTERVAL:
         return Sizing(0, 0, "", pace.grown_at + GROW_INTERVAL, pace)
     step = max(counts.total, limits.start - counts.total, GROW_AT_LEAST)
     spawn = min(missing, room, step, GROW_AT_MOST)
     patience = pace.patience or PATIENCE
-    if now < pace.shrunk_at + REGRET:
-        patience = min(patience * 2, PATIENCE_MAX)
-    elif now > pace.shrunk_at + 10 * REGRET:
-        patience = max(patience / 2, PATIENCE)
+    shrunk_at = pace.shrunk_at
+    if now < shrunk_at + REGRET:
+        # Judged once: one burst of load asks for growth several times.
+        patience, shrunk_at = min(patience * 2, PATIENCE_MAX), _NEVER
+    elif shrunk_at > _NEVER and now > shrunk_at + 10 * REGRET:
+        patience, shrunk_at = max(patience / 2, PATIENCE), _NEVER
     reason = (
         f"{counts.idle} idle, {counts.starting} starting, {counts.busy} busy, {counts.queued} waiting:"
         f" {missing} missing for min_spare={limits.min_spare}"
     )
-    pace = replace(pace, grown_at=now, patience=patience, shrunk_at=-1e9)
+    pace = replace(pace, grown_at=now, patience=patience, shrunk_at=shrunk_at)
     return Sizing(spawn, 0, reason, now + GROW_INTERVAL, pace)
 
 
 def _shrink(counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizing:
     if counts.total <= max(limits.max_spare, limits.start, 1):
         # So few that they may all be idle: nothing to watch, the master may sleep for ever.
-        return Sizing(0, 0, "", None, replace(pace, calm_since=None))
+        return Sizing(0, 0, "", None, _not_calm(pace))
     if counts.idle <= limits.max_spare:
-        return Sizing(0, 0, "", now + SHRINK_INTERVAL, replace(pace, calm_since=None))
+        return Sizing(0, 0, "", now + SHRINK_INTERVAL, _not_calm(pace))
     if pace.calm_since is None:
         return Sizing(0, 0, "", now + SHRINK_INTERVAL, replace(pace, calm_since=now, calm_idle=counts.idle))
-    pace = replace(pace, calm_idle=min(pace.calm_idle, counts.idle))
+    if counts.idle < pace.calm_idle:
+        pace = replace(pace, calm_idle=counts.idle)
     assert pace.calm_since is not None
     due = max(pace.calm_since + (pace.patience or PATIENCE), pace.shrunk_at + SHRINK_INTERVAL)
     surplus = min(min(pace.calm_idle, counts.idle) - limits.max_spare, counts.total - limits.start)
@@ -143,3 +151,8 @@ def _shrink(counts: Counts, limits: PoolGoal, pace: Pace, now: float) -> Sizing:
     retire = max(1, surplus // 10)
     reason = f"{counts.idle} idle for {now - pace.calm_since:.0f} s, at most max_spare={limits.max_spare} wanted"
     return Sizing(0, retire, reason, now + SHRINK_INTERVAL, replace(pace, shrunk_at=now))
+
+
+def _not_calm(pace: Pace) -> Pace:
+    """Close the calm window."""
+    return pace if pace.calm_since is None else replace(pace, calm_since=None)

@@ -2,24 +2,24 @@
 
 Nothing here remembers anything. Every rule compares what ought to be with what is and asks for the difference, so lost,
 merged and repeated signals do no harm, a second TERM during a drain needs no code of its own, and asking twice without
-news changes nothing. A failed fork is a fact in the table (`PoolAccount.not_before`), not a sleep.
+news changes nothing. A failed fork is a fact in the table (`PoolAccount.short_until`), not a sleep.
+
+Whatever a plan asks for is news once it is done: ask again before going to sleep, until a plan is empty. Only an empty
+plan's `wake_at` can be relied on.
 
 How a generation comes to serve (nginx's ``ngx_init_cycle`` with processes instead of memory):
 
-    candidate ── template of each pool READY ── one held worker (the canary) of each pool HELD for `SETTLE` ── Commit
-    current   ── takeover: as each new worker serves, one old worker is asked to leave, never below the floor ──
-    TakenOver
-              ── `probation` without a row of deaths ── Proven, else Rollback to the previous generation
+    candidate  template of each pool READY, one held worker (the canary) of each pool HELD for `SETTLE`: Commit
+    current    takeover: as new workers serve, old ones are asked to leave, never below the floor: TakenOver
+               `probation` without a row of deaths: Proven, else Rollback to the previous generation
 
 Anything that fails before the commit is an Abort, and has touched nothing old.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from preforkd.core.policy import Counts, size_pool, target
-from preforkd.core.table import EARLY, FREE_FAILURES, Table
+from preforkd.core.table import BACKOFF_MAX, EARLY, FREE_FAILURES, TOKENS_PER_SECOND, PoolAccount, Table
 from preforkd.model import (
     Abort,
     Action,
@@ -47,6 +47,7 @@ from preforkd.model import (
     Signal,
     StartTemplate,
     TakenOver,
+    Template,
     TemplateState,
     Worker,
     WorkerState,
@@ -57,14 +58,21 @@ SIGQUIT, SIGKILL, SIGTERM = 3, 9, 15
 #: A canary must stay up so long after it said "ready". It is what a reload takes at least; ten times longer would be
 #: felt by the person who waits, ten times shorter would not catch a worker that exits right after its start. Seconds.
 SETTLE = 0.2
-#: An order without a pid: the intermediate, then the template, hangs (facts: a stopped intermediate). Seconds.
+#: An order without a pid: the intermediate, then the template, hangs (facts: a stopped intermediate). A canary that is not
+#: born after three times as long will not be. Seconds.
 ORDER_DEADLINE = 5.0
 #: A template that is stopped (SIGSTOP) for so long is replaced; its workers go on. Seconds.
 TEMPLATE_STOPPED = 5.0
 #: One message to a template carries so many birth channels at most (SCM_MAX_FD is 253).
 BATCH = 16
-#: Deaths by their own fault that a generation on probation may have.
+#: Deaths by their own fault that a generation on probation may have, and rounds of them in a row.
 PROBATION_DEATHS = 3
+PROBATION_ROUNDS = 5
+#: Canaries and templates of a candidate that others may kill before the reload is given up.
+CANDIDATE_LOSSES = 3
+#: So long after the last failure a row of them is over even if no worker was born since, because none was needed. More
+#: than `BACKOFF_MAX`, or a crash loop would end its own row. Seconds.
+CALM = 2 * BACKOFF_MAX
 
 #: The stop ladders: (seconds since it was asked, signal). QUIT leaves at once (Apache's table: mpm_unix.c,
 #: ap_reclaim_child_processes).
@@ -73,9 +81,14 @@ KILL_LADDER = ((0.0, SIGKILL),)
 TEMPLATE_LADDER = ((0.0, SIGTERM), (2.0, SIGKILL))
 STRANGER_LADDER = ((0.0, SIGTERM), (2.0, SIGKILL))
 
+_NO_ACCOUNT = PoolAccount()
+_NO_LOAD = PoolLoad()
+
 
 def graceful_ladder(graceful: float) -> tuple[tuple[float, int], ...]:
-    """TERM, then after ``graceful`` seconds QUIT, then KILL."""
+    """TERM, then after ``graceful`` seconds QUIT, then KILL; 0 is no limit: only TERM."""
+    if graceful == 0:
+        return ((0.0, SIGTERM),)
     return ((0.0, SIGTERM), (graceful, SIGQUIT), (graceful + 1.0, SIGKILL))
 
 
@@ -85,121 +98,138 @@ class _Wishes:
     def __init__(self) -> None:
         self.actions: list[Action] = []
         self.wake_at: float | None = None
+        #: Whose way out begins (anew) with this plan: the first to ask wins, and the old ladder's rungs are void.
+        self.retired: set[int] = set()
+        self.retired_templates: set[int] = set()
 
     def ask(self, action: Action) -> None:
         self.actions.append(action)
 
-    def wake(self, at: float | None) -> None:
-        if at is not None and (self.wake_at is None or at < self.wake_at):
-            self.wake_at = at
+    def retire(self, worker: Worker, cause: Cause, ladder: tuple[tuple[float, int], ...]) -> None:
+        if worker.id not in self.retired:
+            self.retired.add(worker.id)
+            self.actions.append(Retire(worker.id, cause, ladder))
+
+    def retire_template(self, template: Template, cause: Cause, ladder: tuple[tuple[float, int], ...]) -> None:
+        if template.pid not in self.retired_templates:
+            self.retired_templates.add(template.pid)
+            self.actions.append(RetireTemplate(template.pool, template.generation, template.pid, cause, ladder))
 
     def due(self, at: float, now: float) -> bool:
         """True when ``at`` has come; otherwise asks to be woken then."""
         if now >= at:
             return True
-        self.wake(at)
+        if self.wake_at is None or at < self.wake_at:
+            self.wake_at = at
         return False
 
 
 def reconcile(goal: Goal, table: Table, load: Load, now: float) -> Plan:
     """Compare what ought to be with what is. Pure: reads ``table``, changes nothing. ``now`` is monotonic seconds."""
     wishes = _Wishes()
-    if goal.phase in (Phase.STOP, Phase.FAST):
-        _stop(goal, table, load, now, wishes)
+    stopping = goal.phase in (Phase.STOP, Phase.FAST)
+    _births(table, now, wishes)
+    if stopping:
+        _stop(goal, table, load, wishes)
     else:
         _deadlines(goal, table, now, wishes)
         if _candidate(goal, table, now, wishes):
             _templates(goal, table, now, wishes)
             _generations(goal, table, load, now, wishes)
-    _ladders(table, load, now, wishes)
+    _ladders(table, now, wishes)
+    if stopping and table.unborn():
+        _strangers(table, load, now, wishes)
     return Plan(tuple(wishes.actions), wishes.wake_at)
 
 
-# --- stopping ---------------------------------------------------------------------------------------------------------
+# --- stopping --------------------------------------------------------------------------------------------------------
 
 
-def _stop(goal: Goal, table: Table, load: Load, now: float, wishes: _Wishes) -> None:
+def _stop(goal: Goal, table: Table, load: Load, wishes: _Wishes) -> None:
     fast = goal.phase is Phase.FAST
     for worker in table.workers.values():
-        ladder = FAST_LADDER if fast else graceful_ladder(_pool_goal(goal, worker).graceful)
         if worker.leave is None or (fast and worker.leave.ladder not in (FAST_LADDER, KILL_LADDER)):
-            wishes.ask(Retire(worker.id, Cause.STOP, ladder))
+            wishes.retire(worker, Cause.STOP, FAST_LADDER if fast else _way_out(goal, worker))
     for template in table.templates.values():
         if template.leave is None:
-            wishes.ask(RetireTemplate(template.pool, template.generation, template.pid, Cause.STOP, TEMPLATE_LADDER))
-    _overdue_births(table, now, wishes)
+            wishes.retire_template(template, Cause.STOP, TEMPLATE_LADDER)
     if table.empty() and not load.strangers:
         wishes.ask(Finish())
 
 
-# --- what takes too long
-# -----------------------------------------------------------------------------------------------
+# --- numbers of the configuration ------------------------------------------------------------------------------------
 
 
-def _pool_goal(goal: Goal, worker: Worker) -> PoolGoal:
-    """The numbers that apply to a worker: those of its own generation, as far as they are still known."""
-    for generation in (goal.current, goal.candidate, goal.previous):
-        if generation is not None and generation.number == worker.generation and worker.pool in generation.pools:
-            return generation.pools[worker.pool]
-    for generation in (goal.current, goal.candidate, goal.previous):
-        if generation is not None and worker.pool in generation.pools:
-            return generation.pools[worker.pool]
-    return PoolGoal(worker.pool, 1, 0, 1, 1)
+def _limits(goal: Goal, pool: str, number: int) -> PoolGoal:
+    """The numbers that apply to a member of a pool: those of its own generation, as far as they are still known."""
+    found = None
+    for generation in (goal.previous, goal.candidate, goal.current):
+        if generation is not None and pool in generation.pools:
+            found = generation.pools[pool]
+            if generation.number == number:
+                return found
+    return found or PoolGoal(pool, 1, 0, 1, 1)
+
+
+def _way_out(goal: Goal, worker: Worker) -> tuple[tuple[float, int], ...]:
+    """The ladder of a worker that is not wanted any more: what has not served anybody may go at once."""
+    if worker.state is WorkerState.SERVING:
+        return graceful_ladder(_limits(goal, worker.pool, worker.generation).graceful)
+    return FAST_LADDER
+
+
+# --- what takes too long ---------------------------------------------------------------------------------------------
+
+
+def _births(table: Table, now: float, wishes: _Wishes) -> None:
+    """Workers that are not born, or not our children, when they should be (facts F1).
+
+    Without a pid: end the intermediate that took the order, then the template that should have. With a pid: a stopped
+    intermediate hides the death of its worker, for as long as the worker has not said that it is ready.
+    """
+    for worker in table.workers.values():
+        if worker.pid is not None:
+            if worker.stem is not None and wishes.due(worker.born_at + ORDER_DEADLINE, now):
+                wishes.ask(KillStem(worker.id, worker.stem))
+        elif wishes.due(worker.ordered_at + ORDER_DEADLINE, now):
+            if worker.stem is not None:
+                wishes.ask(KillStem(worker.id, worker.stem))
+            elif wishes.due(worker.ordered_at + 2 * ORDER_DEADLINE, now):
+                template = table.templates.get((worker.pool, worker.generation))
+                # One that was started since has never heard of the order.
+                if template is None or template.started_at > worker.ordered_at:
+                    continue
+                if template.leave is None or template.leave.ladder != KILL_LADDER:
+                    wishes.retire_template(template, Cause.STOPPED, KILL_LADDER)
 
 
 def _deadlines(goal: Goal, table: Table, now: float, wishes: _Wishes) -> None:
     for worker in table.workers.values():
         if worker.leave is not None:
             continue
-        limits = _pool_goal(goal, worker)
-        if worker.state is WorkerState.STARTING and wishes.due(worker.born_at + limits.start_timeout, now):
-            # It may be hidden behind an intermediate that was stopped before it could leave.
-            if worker.stem is not None:
-                wishes.ask(KillStem(worker.id, worker.stem))
-            wishes.ask(Retire(worker.id, Cause.START_TIMEOUT, KILL_LADDER))
-        elif worker.stopped_at is not None and wishes.due(worker.stopped_at + limits.graceful, now):
-            wishes.ask(Retire(worker.id, Cause.STOPPED, KILL_LADDER))
-    _overdue_births(table, now, wishes)
+        if worker.state is WorkerState.STARTING:
+            limits = _limits(goal, worker.pool, worker.generation)
+            if limits.start_timeout and wishes.due(worker.born_at + limits.start_timeout, now):
+                # It may be hidden behind an intermediate that was stopped before it could leave.
+                if worker.stem is not None and worker.born_at + ORDER_DEADLINE > now:
+                    wishes.ask(KillStem(worker.id, worker.stem))
+                wishes.retire(worker, Cause.START_TIMEOUT, KILL_LADDER)
+        if worker.stopped_at is not None:
+            limits = _limits(goal, worker.pool, worker.generation)
+            if limits.graceful and wishes.due(worker.stopped_at + limits.graceful, now):
+                wishes.retire(worker, Cause.STOPPED, KILL_LADDER)
     for template in table.templates.values():
         if template.leave is not None:
             continue
-        cause = None
+        if template.state is TemplateState.LOADING:
+            limits = _limits(goal, template.pool, template.generation)
+            if limits.start_timeout and wishes.due(template.started_at + limits.start_timeout, now):
+                wishes.retire_template(template, Cause.START_TIMEOUT, KILL_LADDER)
         if template.stopped_at is not None and wishes.due(template.stopped_at + TEMPLATE_STOPPED, now):
-            cause = Cause.STOPPED
-        elif template.state is TemplateState.LOADING:
-            limits = next(
-                (
-                    generation.pools[template.pool]
-                    for generation in (goal.current, goal.candidate, goal.previous)
-                    if generation is not None
-                    and generation.number == template.generation
-                    and template.pool in generation.pools
-                ),
-                PoolGoal(template.pool, 1, 0, 1, 1),
-            )
-            if wishes.due(template.started_at + limits.start_timeout, now):
-                cause = Cause.START_TIMEOUT
-        if cause is not None:
-            wishes.ask(RetireTemplate(template.pool, template.generation, template.pid, cause, KILL_LADDER))
+            wishes.retire_template(template, Cause.STOPPED, KILL_LADDER)
 
 
-def _overdue_births(table: Table, now: float, wishes: _Wishes) -> None:
-    """Orders without a pid: end first the intermediate that took it, then the template that should have (facts F1)."""
-    for worker in table.workers.values():
-        if worker.state is not WorkerState.ORDERED and not (worker.state is WorkerState.LEAVING and worker.pid is None):
-            continue
-        if not wishes.due(worker.ordered_at + ORDER_DEADLINE, now):
-            continue
-        if worker.stem is not None:
-            wishes.ask(KillStem(worker.id, worker.stem))
-        elif wishes.due(worker.ordered_at + 2 * ORDER_DEADLINE, now):
-            template = table.templates.get((worker.pool, worker.generation))
-            if template is not None and (template.leave is None or template.leave.ladder != KILL_LADDER):
-                wishes.ask(RetireTemplate(template.pool, template.generation, template.pid, Cause.STOPPED, KILL_LADDER))
-
-
-# --- templates
-# ---------------------------------------------------------------------------------------------------------
+# --- templates -------------------------------------------------------------------------------------------------------
 
 
 def _templates(goal: Goal, table: Table, now: float, wishes: _Wishes) -> None:
@@ -212,9 +242,12 @@ def _templates(goal: Goal, table: Table, now: float, wishes: _Wishes) -> None:
             wanted.add(key)
             if key in table.templates:
                 continue
-            account = table.account(name)
+            account = table.accounts.get(name, _NO_ACCOUNT)
             # A crash loop of what serves now must not keep its own cure waiting, so the candidate never backs off.
-            if generation is goal.candidate or wishes.due(account.not_before, now):
+            not_before = account.short_until
+            if generation is not goal.candidate:
+                not_before = max(not_before, account.not_before)
+            if wishes.due(not_before, now):
                 preload = limits.preload and generation.number not in account.unsafe
                 wishes.ask(StartTemplate(name, generation.number, preload))
     if goal.previous is not None:
@@ -222,11 +255,17 @@ def _templates(goal: Goal, table: Table, now: float, wishes: _Wishes) -> None:
         wanted.update((name, goal.previous.number) for name in goal.previous.pools)
     for key, template in table.templates.items():
         if key not in wanted and template.leave is None:
-            wishes.ask(RetireTemplate(template.pool, template.generation, template.pid, Cause.RELOAD, TEMPLATE_LADDER))
+            wishes.retire_template(template, _why_unwanted(goal, template.generation), TEMPLATE_LADDER)
 
 
-# --- the candidate
-# -----------------------------------------------------------------------------------------------------
+def _why_unwanted(goal: Goal, generation: int) -> Cause:
+    """Why the members of a generation that is neither current nor candidate have to go."""
+    if goal.current is not None and generation < goal.current.number:
+        return Cause.RELOAD
+    return Cause.ABANDONED
+
+
+# --- the candidate ---------------------------------------------------------------------------------------------------
 
 
 def _candidate(goal: Goal, table: Table, now: float, wishes: _Wishes) -> bool:
@@ -239,16 +278,33 @@ def _candidate(goal: Goal, table: Table, now: float, wishes: _Wishes) -> bool:
         wishes.ask(Abort(candidate.number, failure))
         return False
     proven = True
+    canaries = {worker.pool: worker for worker in table.workers.values() if worker.generation == candidate.number}
     for name, limits in candidate.pools.items():
-        account = table.account(name)
-        canary = next((worker for worker in table.of(name) if worker.generation == candidate.number), None)
-        if account.deaths.get(candidate.number, 0) > 0:
-            wishes.ask(Abort(candidate.number, f"pool {name}: its first worker: {account.last_error}"))
+        account = table.accounts.get(name, _NO_ACCOUNT)
+        if candidate.number in account.deaths:
+            reason = f"pool {name}: its first worker: {account.last_death[candidate.number]}"
+            wishes.ask(Abort(candidate.number, reason))
             return False
+        losses = account.lost.get(candidate.number, 0)
+        if losses >= CANDIDATE_LOSSES:
+            reason = (
+                f"pool {name}: its first worker or its template was lost {losses} times; the last: {account.last_error}"
+            )
+            wishes.ask(Abort(candidate.number, reason))
+            return False
+        canary = canaries.get(name)
         if canary is None:
             proven = False
-            _order(goal, table, candidate, limits, 1, "proves the new generation", now, wishes, hold=True)
-        elif canary.state is not WorkerState.HELD or not wishes.due(canary.ready_at + SETTLE, now):
+            _order(table, candidate, limits, 1, "proves the new generation", now, wishes, hold=True)
+        elif canary.pid is None and canary.leave is None and wishes.due(canary.ordered_at + 3 * ORDER_DEADLINE, now):
+            # Its order went to a template that was killed since; whoever holds its birth channel cannot be found.
+            wishes.ask(Abort(candidate.number, f"pool {name}: its first worker was not born in time"))
+            return False
+        elif (
+            canary.state is not WorkerState.HELD
+            or canary.stopped_at is not None
+            or not wishes.due(canary.ready_at + SETTLE, now)
+        ):
             proven = False
     if proven:
         wishes.ask(Commit(candidate.number))
@@ -257,7 +313,6 @@ def _candidate(goal: Goal, table: Table, now: float, wishes: _Wishes) -> bool:
 
 
 def _order(
-    goal: Goal,
     table: Table,
     generation: Generation,
     limits: PoolGoal,
@@ -267,71 +322,111 @@ def _order(
     wishes: _Wishes,
     hold: bool = False,
 ) -> int:
-    """Order up to ``count`` workers, as far as template, slots and forks per second allow. Returns how many."""
-    template = table.templates.get((limits.name, generation.number))
+    """Order up to ``count`` workers, as far as template, slots and forks per second allow. Returns how many.
+
+    Where it is less, something will happen that lets the rest be asked for (a template gets ready, a worker is reaped),
+    or a moment to ask again is in the plan.
+    """
+    name = limits.name
+    template = table.templates.get((name, generation.number))
     if template is None or template.state is not TemplateState.READY or template.stopped_at is not None:
         return 0
-    if not hold and not wishes.due(table.account(limits.name).not_before, now):
+    account = table.accounts.get(name, _NO_ACCOUNT)
+    if not wishes.due(account.short_until, now):
         return 0
-    slots = table.free_slots(limits.name, limits.capacity)[:count]
+    if not hold:
+        if not wishes.due(account.not_before, now):
+            return 0
+        if account.failures > FREE_FAILURES:
+            # In a crash loop one worker at a time tries whether it is over.
+            trying = sum(
+                worker.generation == generation.number
+                and worker.leave is None
+                and worker.state in (WorkerState.ORDERED, WorkerState.STARTING)
+                for worker in table.of(name)
+            )
+            count = min(count, 1 - trying)
+        if count > 0:
+            tokens = int(table.tokens(name, limits, now))
+            if tokens < count:
+                wishes.due(now + 1.0 / TOKENS_PER_SECOND, now)
+                count = tokens
+    if count <= 0:
+        return 0
+    slots = table.free_slots(name, generation.number, limits.capacity)[:count]
     for first in range(0, len(slots), BATCH):
         batch = tuple(slots[first : first + BATCH])
-        wishes.ask(Order(limits.name, generation.number, batch, hold, reason))
+        wishes.ask(Order(name, generation.number, batch, hold, reason))
     return len(slots)
 
 
-# --- what serves
-# -------------------------------------------------------------------------------------------------------
+# --- what serves -----------------------------------------------------------------------------------------------------
 
 
 def _generations(goal: Goal, table: Table, load: Load, now: float, wishes: _Wishes) -> None:
     current = goal.current
     known = {g.number for g in (goal.current, goal.candidate) if g is not None}
+    members: dict[str, list[Worker]] = {}
     for worker in table.workers.values():
-        if worker.leave is not None or worker.generation in known:
+        if worker.leave is not None or worker.id in wishes.retired:
             continue
-        if worker.state is not WorkerState.SERVING:
-            # It has not served anybody: it may go at once.
-            abandoned = goal.previous is None or worker.generation != goal.previous.number
-            wishes.ask(Retire(worker.id, Cause.ABANDONED if abandoned else Cause.RELOAD, FAST_LADDER))
-        elif current is None or worker.pool not in current.pools:
-            wishes.ask(Retire(worker.id, Cause.RELOAD, graceful_ladder(_pool_goal(goal, worker).graceful)))
+        if worker.generation not in known:
+            unwanted = current is None or worker.pool not in current.pools
+            if unwanted or worker.state is not WorkerState.SERVING:
+                cause = _why_unwanted(goal, worker.generation)
+                if cause is Cause.ABANDONED and worker.state is WorkerState.SERVING:
+                    cause = Cause.ROLLBACK
+                wishes.retire(worker, cause, _way_out(goal, worker))
+                continue
+        members.setdefault(worker.pool, []).append(worker)
     if current is None:
         return
     if goal.phase is Phase.DRAIN:
-        for worker in table.workers.values():
-            if worker.leave is None and worker.generation == current.number:
-                ladder = graceful_ladder(_pool_goal(goal, worker).graceful)
-                wishes.ask(Retire(worker.id, Cause.DRAIN, ladder))
+        _drain(goal, current, members, wishes)
         return
     if _probation(goal, current, table, now, wishes):
         return
     pending = False
     for name, limits in current.pools.items():
-        members = [worker for worker in table.of(name) if worker.leave is None]
-        for worker in members:
-            if worker.state is WorkerState.HELD and worker.generation == current.number:
+        all_of_it = members.get(name, [])
+        mine = [worker for worker in all_of_it if worker.generation == current.number]
+        for worker in mine:
+            if worker.state is WorkerState.HELD:
                 wishes.ask(Release(worker.id))
-        _recovery(table, name, current, now, wishes)
+        _recovery(table, name, mine, now, wishes)
         limits = target(limits, goal.bias)
-        old = [w for w in members if w.generation not in known and w.state is WorkerState.SERVING]
-        if goal.taking_over and old:
+        old = [worker for worker in all_of_it if worker.generation not in known] if goal.taking_over else []
+        if old:
             pending = True
-            _take_over(goal, table, current, limits, members, old, now, wishes)
+            _take_over(goal, table, current, limits, mine, old, now, wishes)
         else:
-            _size(goal, table, current, limits, members, load.pools.get(name, PoolLoad()), now, wishes)
+            _size(table, current, limits, mine, load.pools.get(name, _NO_LOAD), now, wishes)
     if goal.taking_over and not pending:
+        wishes.ask(TakenOver(current.number))
+
+
+def _drain(goal: Goal, current: Generation, members: dict[str, list[Worker]], wishes: _Wishes) -> None:
+    """Everybody leaves who serves; a candidate goes on being proven."""
+    candidate = goal.candidate.number if goal.candidate is not None else None
+    for workers in members.values():
+        for worker in workers:
+            if worker.generation != candidate:
+                wishes.retire(worker, Cause.DRAIN, _way_out(goal, worker))
+    if goal.taking_over:
         wishes.ask(TakenOver(current.number))
 
 
 def _probation(goal: Goal, current: Generation, table: Table, now: float, wishes: _Wishes) -> bool:
     """Watch a generation that was committed lately. True when it is to be rolled back."""
-    if goal.previous is None:
+    previous = goal.previous
+    if previous is None:
         return False
     for name in current.pools:
-        deaths = table.account(name).deaths.get(current.number, 0)
-        if name in goal.previous.pools and deaths >= max(PROBATION_DEATHS, goal.floor.get(name, 0) // 2):
-            reason = f"pool {name}: {deaths} workers died on probation; the last: {table.account(name).last_error}"
+        account = table.accounts.get(name, _NO_ACCOUNT)
+        deaths = account.deaths.get(current.number, 0)
+        too_many = deaths >= max(PROBATION_DEATHS, goal.floor.get(name, 0) // 2) or account.failures >= PROBATION_ROUNDS
+        if too_many and deaths and name in previous.pools and _can_return(previous, table):
+            reason = f"pool {name}: {deaths} workers died on probation; the last: {account.last_death[current.number]}"
             wishes.ask(Rollback(current.number, reason))
             return True
     probation = max((limits.probation for limits in current.pools.values()), default=0.0)
@@ -340,19 +435,32 @@ def _probation(goal: Goal, current: Generation, table: Table, now: float, wishes
     return False
 
 
-def _recovery(table: Table, name: str, current: Generation, now: float, wishes: _Wishes) -> None:
-    account = table.account(name)
+def _can_return(previous: Generation, table: Table) -> bool:
+    """Is what served before still loaded? Else today's code would be loaded for it, which is what keeps dying."""
+    for name in previous.pools:
+        template = table.templates.get((name, previous.number))
+        if template is None or template.state is not TemplateState.READY or template.stopped_at is not None:
+            return False
+    return True
+
+
+def _recovery(table: Table, name: str, mine: list[Worker], now: float, wishes: _Wishes) -> None:
+    """A row of failures is over when a worker stays up, or when nothing has failed for long and nobody is trying."""
+    account = table.accounts.get(name, _NO_ACCOUNT)
     if account.failures == 0:
         return
-    for worker in table.of(name):
-        if (
-            worker.state is WorkerState.SERVING
-            and worker.generation == current.number
-            and worker.ready_at > account.failed_at
-            and wishes.due(worker.ready_at + EARLY, now)
-        ):
+    trying = False
+    for worker in mine:
+        if worker.state is not WorkerState.SERVING:
+            trying = True
+        elif worker.ready_at > account.failed_at and wishes.due(worker.ready_at + EARLY, now):
             wishes.ask(Recovered(name))
             return
+    template = table.templates.get((name, table.serving or 0))
+    if template is None or template.state is not TemplateState.READY:
+        trying = True
+    if mine and not trying and wishes.due(account.failed_at + CALM, now):
+        wishes.ask(Recovered(name))
 
 
 def _take_over(
@@ -360,98 +468,104 @@ def _take_over(
     table: Table,
     current: Generation,
     limits: PoolGoal,
-    members: list[Worker],
+    new: list[Worker],
     old: list[Worker],
     now: float,
     wishes: _Wishes,
 ) -> None:
     """Replace the workers of older generations, as fast as new ones get ready and never below the floor."""
-    name = limits.name
-    new = [w for w in members if w.generation == current.number]
-    serving = [w for w in new if w.state is WorkerState.SERVING and w.stopped_at is None]
-    floor = min(goal.floor.get(name, 0), limits.max)
+    floor = min(goal.floor.get(limits.name, 0), limits.max)
     wanted = max(floor, limits.start, 1)
     if len(new) < wanted:
-        _order(goal, table, current, limits, wanted - len(new), "takes over from the previous generation", now, wishes)
-    surplus = len(old) if len(serving) >= wanted else len(serving) + len(old) - floor
-    graceful = graceful_ladder(limits.graceful)
-    for worker in old[: max(0, surplus)]:
-        wishes.ask(Retire(worker.id, Cause.RELOAD, graceful))
+        _order(table, current, limits, wanted - len(new), "takes over from the previous generation", now, wishes)
+    serving = sum(map(_serves, new))
+    victims = old
+    if serving < wanted:
+        # A stopped one does not count, and may come back: it waits for its deadline or for the end of the takeover.
+        alive = [worker for worker in old if _serves(worker)]
+        victims = alive[: max(0, serving + len(alive) - floor)]
+    for worker in victims:
+        cause = Cause.RELOAD if worker.generation < current.number else Cause.ROLLBACK
+        wishes.retire(worker, cause, graceful_ladder(limits.graceful))
+
+
+def _serves(worker: Worker) -> bool:
+    # A stopped worker is counted out at once: it neither serves nor is it about to.
+    return worker.state is WorkerState.SERVING and worker.stopped_at is None
 
 
 def _size(
-    goal: Goal,
     table: Table,
     current: Generation,
     limits: PoolGoal,
-    members: list[Worker],
+    mine: list[Worker],
     load: PoolLoad,
     now: float,
     wishes: _Wishes,
 ) -> None:
     """Let the policy decide over one pool, and choose the slots and the victims."""
     name = limits.name
-    mine = [w for w in members if w.generation == current.number]
-    # A stopped worker is counted out at once: it neither serves nor is it about to.
-    serving = [w for w in mine if w.state is WorkerState.SERVING and w.stopped_at is None]
-    starting = sum(w.state is not WorkerState.SERVING for w in mine)
-    idle = [w for w in serving if w.id in load.idle]
-    stopped = len(mine) - starting - len(serving)
-    counts = Counts(len(idle), len(serving) - len(idle) + stopped, starting, load.queued)
-    account = table.account(name)
-    sizing = size_pool(counts, limits, account.pace, now)
-    wishes.wake(sizing.look_at)
+    idle, busy, stopped, starting = [], [], [], []
+    for worker in mine:
+        if worker.state is not WorkerState.SERVING:
+            starting.append(worker)
+        elif worker.stopped_at is not None:
+            stopped.append(worker)
+        elif worker.id in load.idle:
+            idle.append(worker)
+        else:
+            busy.append(worker)
+    pace = table.accounts.get(name, _NO_ACCOUNT).pace
+    sizing = size_pool(Counts(len(idle), len(busy) + len(stopped), len(starting), load.queued), limits, pace, now)
     if sizing.limit_reached:
         wishes.ask(Record("pool_limit", {"pool": name, "reason": sizing.reason}, "warning"))
-    spawned = 0
-    if sizing.spawn:
-        allowed = min(sizing.spawn, _tokens(table, limits, sizing.spawn, now, wishes))
-        spawned = _order(goal, table, current, limits, allowed, sizing.reason, now, wishes)
+    if sizing.spawn and not _order(table, current, limits, sizing.spawn, sizing.reason, now, wishes):
+        return  # What could not be done is no decision, and what it waits for is an event, or in the plan already.
     if sizing.retire:
-        victims = sorted(idle or serving, key=lambda w: w.slot, reverse=True)[: sizing.retire]
-        for worker in victims:
-            wishes.ask(Retire(worker.id, Cause.SHRINK, graceful_ladder(limits.graceful)))
-        if victims:
-            wishes.ask(Record("pool_shrink", {"pool": name, "retire": len(victims), "reason": sizing.reason}))
-    # What could not be done is no decision: keep the memory only of one that was carried out.
-    if sizing.pace != account.pace and (not sizing.spawn or spawned):
+        # Who does not serve goes first, then who is idle; from the end, so that the lowest slots stay.
+        order = [worker for group in (starting, stopped, idle, busy) for worker in _from_the_end(group)]
+        for worker in order[: sizing.retire]:
+            ladder = graceful_ladder(limits.graceful) if worker.state is WorkerState.SERVING else FAST_LADDER
+            wishes.retire(worker, Cause.SHRINK, ladder)
+        wishes.ask(Record("pool_shrink", {"pool": name, "retire": sizing.retire, "reason": sizing.reason}))
+    if sizing.look_at is not None:
+        wishes.due(sizing.look_at, now)
+    if sizing.pace is not pace and sizing.pace != pace:
         wishes.ask(Resized(name, sizing.pace))
 
 
-def _tokens(table: Table, limits: PoolGoal, wanted: int, now: float, wishes: _Wishes) -> int:
-    """Whole tokens for forks; asks to be woken when there are too few."""
-    tokens = int(table.tokens(limits.name, limits, now))
-    if tokens < wanted:
-        wishes.wake(now + 0.1)
-    return tokens
+def _from_the_end(workers: list[Worker]) -> list[Worker]:
+    return sorted(workers, key=lambda worker: worker.slot, reverse=True)
 
 
-# --- ways out
-# ----------------------------------------------------------------------------------------------------------
+# --- ways out --------------------------------------------------------------------------------------------------------
 
 
-def _ladders(table: Table, load: Load, now: float, wishes: _Wishes) -> None:
+def _ladders(table: Table, now: float, wishes: _Wishes) -> None:
     """Take the rungs whose time has come. Only pids that the table holds are signaled: they are not reaped yet."""
     for worker in table.workers.values():
-        if worker.leave is not None and worker.pid is not None:
+        if worker.leave is not None and worker.pid is not None and worker.id not in wishes.retired:
             rung = _rung(worker.leave, now, wishes)
             if rung is not None:
                 signum, step = rung
                 wishes.ask(Signal(worker.pid, signum, worker.leave.cause.value, step, worker=worker.id))
-    for template in table.templates.values():
-        if template.leave is not None:
+    for key, template in table.templates.items():
+        if template.leave is not None and template.pid not in wishes.retired_templates:
             rung = _rung(template.leave, now, wishes)
             if rung is not None:
-                key = (template.pool, template.generation)
-                wishes.ask(Signal(template.pid, rung[0], template.leave.cause.value, rung[1], template=key))
-    if table.empty():
-        for pid in _sorted(load.strangers):
-            leave = table.strangers.get(pid) or Leave(Cause.STOP, now, STRANGER_LADDER)
-            if not leave.ladder:
-                leave = Leave(leave.cause, leave.since, STRANGER_LADDER, leave.step)
-            rung = _rung(leave, now, wishes)
-            if rung is not None:
-                wishes.ask(Signal(pid, rung[0], "left behind by the application", rung[1]))
+                signum, step = rung
+                wishes.ask(Signal(template.pid, signum, template.leave.cause.value, step, template=key))
+
+
+def _strangers(table: Table, load: Load, now: float, wishes: _Wishes) -> None:
+    """What the application left behind, and intermediates that nobody heard of, once everybody else is gone."""
+    for pid in sorted(load.strangers):
+        known = table.strangers.get(pid)
+        leave = Leave(Cause.STOP, known.since if known else now, STRANGER_LADDER, known.step if known else 0)
+        rung = _rung(leave, now, wishes)
+        if rung is not None:
+            signum, step = rung
+            wishes.ask(Signal(pid, signum, "left behind by the application", step))
 
 
 def _rung(leave: Leave, now: float, wishes: _Wishes) -> tuple[int, int] | None:
@@ -463,11 +577,3 @@ def _rung(leave: Leave, now: float, wishes: _Wishes) -> tuple[int, int] | None:
             break
         due = (signum, step + 1)
     return due
-
-
-def _sorted(pids: Iterable[int]) -> list[int]:
-    return sorted(pids)
-
-
-#: Failures in a row that `_probation` and the back-off both start from; kept here for the tests' sake of one name.
-CRASH_LOOP = FREE_FAILURES + 1

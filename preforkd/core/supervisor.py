@@ -83,16 +83,18 @@ class Supervisor:
         return True
 
     def wish_more(self, workers: int) -> None:
-        """TTIN (+1) and TTOU (-1)."""
+        """TTIN (+1) and TTOU (-1). Kept to what makes a difference to some pool, so that a TTIN takes a TTOU back."""
         current = self.goal.current
-        most = max((limits.max for limits in current.pools.values()), default=1) if current else 1
-        self.goal = replace(self.goal, bias=max(-most, min(most, self.goal.bias + workers)))
+        pools = list(current.pools.values()) if current is not None else []
+        most = max((limits.max - min(limits.start, limits.min_spare) for limits in pools), default=0)
+        least = min((1 - max(limits.start, limits.min_spare) for limits in pools), default=0)
+        self.goal = replace(self.goal, bias=max(least, min(most, self.goal.bias + workers)))
 
     def wish_generation(self, number: int, pools: Mapping[str, PoolGoal]) -> None:
         """Make a generation the candidate. The caller makes sure that there is none, and that nothing stops.
 
-        A previous generation that was still kept for a rollback is given up: what serves now is what a failure of the
-        candidate leaves in place.
+        A previous generation is kept for a rollback meanwhile: what serves now may turn out bad before the candidate is
+        proven. The commit of the candidate gives it up.
         """
         self.goal = replace(self.goal, candidate=Generation(number, pools))
 
@@ -166,44 +168,62 @@ class Supervisor:
         return None
 
     def _serving(self) -> dict[str, int]:
+        """How many workers of each pool serve and are to go on with it."""
         serving: dict[str, int] = {}
         for worker in self.table.workers.values():
-            if worker.state is WorkerState.SERVING:
+            if worker.state is WorkerState.SERVING and worker.leave is None and worker.stopped_at is None:
                 serving[worker.pool] = serving.get(worker.pool, 0) + 1
         return serving
 
+    def _floor(self) -> dict[str, int]:
+        """What the takeover that begins now must not go below.
+
+        While another one is under way, old and new workers serve side by side; counting both would let a storm of reloads
+        inflate the pool.
+        """
+        floor = self._serving()
+        goal = self.goal
+        if goal.taking_over and goal.current is not None:
+            for name, limits in goal.current.pools.items():
+                if name in floor:
+                    floor[name] = min(floor[name], max(goal.floor.get(name, 0), limits.start, 1))
+        return floor
+
     def _commit(self, now: float) -> None:
         goal = self.goal
-        for name in goal.candidate.pools if goal.candidate else ():
-            # The failures were the old generation's; the new one starts without them.
-            self.table.recovered(name)
+        assert goal.candidate is not None
+        self.table.generation_begins(goal.candidate.number, goal.candidate.pools)
         self.goal = replace(
             goal,
             current=goal.candidate,
             candidate=None,
             previous=goal.current,
             committed_at=now,
-            floor=self._serving(),
+            floor=self._floor(),
             taking_over=True,
         )
 
     def _roll_back(self, now: float) -> None:
         goal = self.goal
-        for name in goal.previous.pools if goal.previous else ():
-            self.table.recovered(name)
+        assert goal.previous is not None
+        self.table.generation_begins(goal.previous.number, goal.previous.pools)
         self.goal = replace(
-            goal, current=goal.previous, previous=None, committed_at=now, floor=self._serving(), taking_over=True
+            goal, current=goal.previous, previous=None, committed_at=now, floor=self._floor(), taking_over=True
         )
 
-    def forget(self) -> list[int]:
-        """Generations that nothing in goal or table refers to any more, forgotten here; the caller frees the rest."""
+    def generations(self) -> set[int]:
+        """Numbers of the generations that the goal or a member of the table still refers to."""
         known = {g.number for g in (self.goal.current, self.goal.candidate, self.goal.previous) if g is not None}
         known.update(worker.generation for worker in self.table.workers.values())
         known.update(template.generation for template in self.table.templates.values())
+        return known
+
+    def forget(self) -> list[int]:
+        """Generations that nothing in goal or table refers to any more, forgotten here; the caller frees the rest."""
         remembered = set(self.table.load_failures)
         for account in self.table.accounts.values():
-            remembered |= account.unsafe | set(account.deaths)
-        gone = sorted(remembered - known)
+            remembered |= account.unsafe | set(account.deaths) | set(account.lost)
+        gone = sorted(remembered - self.generations()) if remembered else []
         for generation in gone:
             self.table.forget_generation(generation)
         return gone

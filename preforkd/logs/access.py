@@ -191,11 +191,15 @@ def compile_format(format: str) -> Formatter:
     return source.build("".join(pieces))
 
 
+_BACKSLASHED = {'"': '"', "\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
+
+
 def _literal(literal: str, problems: list[str]) -> str:
     """Text between directives, as the inside of an f-string; Apache's backslashes are taken as Apache takes them."""
-    literal = re.sub(r'\\(["\\t])', lambda found: "\t" if found[1] == "t" else found[1], literal)
-    if "\n" in literal or "\r" in literal or "\\n" in literal or "\\r" in literal:
-        problems.append("a line break in the format: each request is one line")
+    whole = literal
+    literal = re.sub(r'\\(["\\tnr])', lambda found: _BACKSLASHED[found[1]], literal)
+    if "\n" in literal or "\r" in literal:
+        problems.append(f"{whole!r} has a line break: each request is one line")
     escaped = literal.encode("unicode_escape").decode().replace("'", "\\'")
     return escaped.replace("{", "{{").replace("}", "}}")
 
@@ -470,9 +474,9 @@ def _escape_char(char: str) -> str:
     code = ord(char)
     if code <= 0xFF:  # a byte of the request, as latin-1
         return f"\\x{code:02x}"
-    return "".join(
-        f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape" if code >= 0xDC80 else "replace")
-    )
+    # Lone surrogates come out as the three bytes they would be, undecodable bytes (PEP 383) as they were.
+    data = char.encode("utf-8", "surrogateescape" if 0xDC80 <= code <= 0xDCFF else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _user_name(user: str) -> str:

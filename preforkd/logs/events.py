@@ -82,9 +82,7 @@ class Channel:
         self.mine()
         if not self._pending:
             return True
-        fields: dict[str, object] = {"lines": self._pending, "error": self._error}
-        if self._to_stderr:
-            fields["to_stderr"] = self._to_stderr
+        fields: dict[str, object] = {"lines": self._pending, "to_stderr": self._to_stderr, "error": self._error}
         try:
             self.sink.emit(Entry("warning", "log_lost", fields, self._clock()), patient=False)
         except Exception as error:

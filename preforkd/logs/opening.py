@@ -227,6 +227,8 @@ def _open_file(path: str, setting: str = "") -> int:
     """Open a log file for appending, above descriptor 2. Raises LogError."""
     # O_NONBLOCK: a named pipe without a reader would stop the master here; to a regular file it means nothing.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    if _others_may_link(path):
+        flags |= os.O_NOFOLLOW
     try:
         fd = above_standard(os.open(path, flags, 0o640))
     except OSError as error:
@@ -236,6 +238,22 @@ def _open_file(path: str, setting: str = "") -> int:
         os.close(fd)
         raise LogError(f"{_what(path, setting)}: it is no file; name a file, or a named pipe that somebody reads")
     return fd
+
+
+def _others_may_link(path: str) -> bool:
+    """Whether we are root, and somebody else could put a symbolic link there that leads root into any file.
+
+    Log directories that belong to the user of the workers are common, and led from a hole in an application to root
+    elsewhere (CVE-2016-1247).
+    """
+    if os.geteuid() != 0:
+        return False
+    try:
+        found = os.stat(os.path.dirname(path))
+    except OSError:  # open(2) will say it better
+        return False
+    by_group = found.st_mode & stat.S_IWGRP and found.st_gid != 0
+    return bool(found.st_uid != 0 or by_group or found.st_mode & stat.S_IWOTH)
 
 
 def _what(path: str, setting: str) -> str:
@@ -258,6 +276,12 @@ def _reason(path: str, error: OSError) -> str:
             return "its file system is mounted read-only; under systemd, ReadWritePaths= or LogsDirectory= open a way"
         case errno.ENOSPC | errno.EDQUOT:
             return "make room there, or name a file on another file system"
+        case errno.ELOOP if _others_may_link(path):
+            directory = os.path.dirname(path)
+            return (
+                f"it is a symbolic link, and others than root could have made it ({_owner(os.stat(directory))} of the "
+                f"directory {directory}); name the file itself, or give the directory to root"
+            )
         case errno.ELOOP:
             return "its symbolic links lead in a circle"
         case errno.EMFILE | errno.ENFILE:

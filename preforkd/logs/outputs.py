@@ -42,7 +42,7 @@ class Output:
     __slots__ = ("_ask", "_own", "_peer", "_torn", "fd", "limit", "what")
 
     def __init__(self, fd: int, what: str, *, own: bool) -> None:
-        """Write to ``fd``, which is called ``what`` in messages; ``own``: `close` closes it, it may be replaced."""
+        """Write to ``fd``, which is called ``what`` in messages; ``own``: `close` closes it."""
         self.what = what
         self.fd = fd
         self._own = own
@@ -55,20 +55,20 @@ class Output:
 
     @classmethod
     def standard(cls, fd: int, what: str) -> Output:
-        """The standard output or error, without the danger of being blocked by its reader."""
-        try:
-            kind = os.fstat(fd).st_mode
-        except OSError:
-            return cls(fd, what, own=False)
+        """The standard output or error as it is now, by a descriptor of our own, and not to be blocked by its reader.
+
+        Of our own also because a worker puts other things at 1 and 2.
+        """
+        again = -1
         # A regular file must keep the offset that it shares with its other writers, so it is not opened again.
-        if stat.S_ISFIFO(kind) or os.isatty(fd):
+        if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):
             try:
                 again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            except OSError:  # no /proc, or a terminal of somebody else (su): poll first
+            except OSError:  # no /proc, no reader, or a terminal of somebody else (su): poll first
                 pass
-            else:
-                return cls(above_standard(again), what, own=True)
-        return cls(fd, what, own=False)
+        if again < 0:
+            again = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return cls(above_standard(again), what, own=True)
 
     def look(self) -> None:
         """Find out what is behind the descriptor; call it after a dup2 onto it."""
@@ -137,9 +137,15 @@ class Output:
         return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
 
     def replace(self, new: int) -> None:
-        """Put the open file ``new`` behind our number (dup2: no moment without a file) and close ``new``."""
+        """Put the open file ``new`` behind our number (dup2: no moment without a file) and close ``new``.
+
+        Where the same file is our standard output or error, as in workers, it is replaced there too.
+        """
         try:
+            copies = [fd for fd in (1, 2) if _same_file(fd, self.fd)]
             os.dup2(new, self.fd, inheritable=False)
+            for fd in copies:
+                os.dup2(new, fd)
         finally:
             os.close(new)
         self.look()
@@ -192,6 +198,13 @@ class Datagrams:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _same_file(one: int, other: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(one), os.fstat(other))
+    except OSError:  # one of them is closed
+        return False
 
 
 def above_standard(fd: int) -> int:

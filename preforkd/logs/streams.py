@@ -37,16 +37,18 @@ class TaggedStream(io.TextIOBase):
         super().__init__()
         self.name = f"<{stream}>"
         self.buffer = _Bytes(self)
-        self._log = log
         self._stream = stream
-        self._emit = log.warning if stream == "stderr" else log.info
-        self.reset()
+        self.rebind(log)
+        self._unfinished: dict[int, bytes] = {}  # by thread
+
+    def rebind(self, log: EventLog) -> None:
+        """Print to ``log`` from now on: for a new child that is somebody else, while loggers hold on to this stream."""
+        self._log = log
+        self._emit = log.warning if self._stream == "stderr" else log.info
 
     def reset(self) -> None:
-        """Forget unfinished lines, and a lock that another thread may have held during the fork: for a new child."""
-        # Reentrant, because a signal handler that prints may interrupt the thread that holds it.
-        self._lock = threading.RLock()
-        self._unfinished: dict[int, bytearray] = {}
+        """Forget unfinished lines: for a new child, whose parent will finish them."""
+        self._unfinished = {}
 
     def rebind(self, log: EventLog) -> None:
         """Write with the fields of ``log`` from now on: a worker's instead of its template's."""
@@ -55,11 +57,9 @@ class TaggedStream(io.TextIOBase):
 
     def finish(self) -> None:
         """Write the unfinished lines. The stream can still be used."""
-        with self._lock:
-            left = list(self._unfinished.values())
-            self._unfinished = {}
-        for line in left:
-            self._show(bytes(line))
+        left, self._unfinished = self._unfinished, {}
+        for line in left.values():
+            self._show(line)
 
     def write(self, text: str, /) -> int:
         """Print ``text``. Never fails because of the log."""
@@ -74,19 +74,16 @@ class TaggedStream(io.TextIOBase):
             self.write(line)
 
     def _take(self, data: bytes) -> None:
+        # No lock, which a fork could leave locked for ever in the child: each thread touches an entry of its own only.
         thread = threading.get_ident()
-        with self._lock:
-            before = self._unfinished.pop(thread, None)
-            if before is not None:
-                before += data
-                data = bytes(before)
-            *whole, rest = data.split(b"\n")
-            while len(rest) > LINE_MAX:
-                cut = _character_boundary(rest, LINE_MAX)
-                whole.append(rest[:cut])
-                rest = rest[cut:]
-            if rest:
-                self._unfinished[thread] = bytearray(rest)
+        data = self._unfinished.pop(thread, b"") + data
+        *whole, rest = data.split(b"\n")
+        while len(rest) > LINE_MAX:
+            cut = _character_boundary(rest, LINE_MAX)
+            whole.append(rest[:cut])
+            rest = rest[cut:]
+        if rest:
+            self._unfinished[thread] = rest
         for line in whole:
             self._show(line)
 

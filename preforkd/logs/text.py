@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 
 #: A value longer than this many characters is cut; ten screens full are no longer a value. Text blocks get more.
@@ -58,7 +58,7 @@ def escape(text: str, also: str = "") -> str:
 
 def name(text: str) -> str:
     """``text`` as the name of an event or a field: anything but letters, digits, ``_.-`` becomes an underscore."""
-    return _NOT_A_NAME.sub("_", text) or "_"
+    return _NOT_A_NAME.sub("_", text[:100]) or "_"
 
 
 def plain(value: object) -> str:
@@ -111,9 +111,15 @@ def _printable(line: str) -> str:
     return "".join(char if char.isprintable() or char == "\t" else _escaped(char) for char in line)
 
 
-def compose(event: str, fields: Mapping[str, object], cap: int = VALUE_MAX) -> tuple[str, list[str]]:
+def compose(event: str, fields: Mapping[str, object]) -> tuple[str, list[str]]:
     """The head ``event key=value ...`` and the continuation lines."""
-    head = [name(event)]
+    beside, below = _divide(fields)
+    return _head(event, beside), below
+
+
+def _divide(fields: Mapping[str, object]) -> tuple[list[tuple[str, object]], list[str]]:
+    """The fields for the head, and the lines of those that have several."""
+    beside: list[tuple[str, object]] = []
     below: list[str] = []
     for given, value in fields.items():
         key = name(given)
@@ -122,8 +128,12 @@ def compose(event: str, fields: Mapping[str, object], cap: int = VALUE_MAX) -> t
             if "\n" in text or (key == "text" and text):
                 below += lines(key, text)
                 continue
-        head.append(f"{key}={quote(value, cap)}")
-    return " ".join(head), below
+        beside.append((key, value))
+    return beside, below
+
+
+def _head(event: str, beside: Sequence[tuple[str, object]], cap: int = VALUE_MAX) -> str:
+    return " ".join([name(event), *(f"{key}={quote(value, cap)}" for key, value in beside)])
 
 
 def blocks(event: str, fields: Mapping[str, object], start: str, limit: int) -> Iterator[bytes]:
@@ -132,19 +142,21 @@ def blocks(event: str, fields: Mapping[str, object], start: str, limit: int) -> 
     Every block begins with ``start`` and the head, so that each can be understood alone when another process writes in
     between; from the second on the head ends with ``part=2``.
     """
-    head, below = compose(event, fields)
+    beside, below = _divide(fields)
+    base = start + _head(event, beside)
     if not limit:
-        yield "\n".join([start + head, *below, ""]).encode("utf-8", "backslashreplace")
+        yield "\n".join([base, *below, ""]).encode("utf-8", "backslashreplace")
         return
     # Half of the block at most for the head where there is text, so that every part carries some of the text.
     room = limit // 2 if below else limit
-    cap = VALUE_MAX
-    while _size(start + head) > room and cap > 8:
-        cap //= 2
-        head, _ = compose(event, fields, cap)
-    base = start + head
-    if _size(base) > room:  # hundreds of fields; nothing of ours does that
-        base = base.encode("utf-8", "backslashreplace")[: room - 1].decode("utf-8", "ignore")
+    cap, left = VALUE_MAX, len(beside)
+    while _size(base) > room and (cap > 16 or left):
+        if cap > 16:
+            cap //= 2
+            base = start + _head(event, beside, cap)
+        else:  # hundreds of fields; nothing of ours does that
+            left -= 1
+            base = start + _head(event, [*beside[:left], ("fields_cut", len(beside) - left)], cap)
     part, block, used = 1, [base], _size(base)
     for line in below:
         for piece in _pieces(line, limit - room - len(" part=1000")):

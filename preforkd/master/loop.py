@@ -265,7 +265,7 @@ class Master:
                 board = world.pools[worker.pool].board
                 view = board.view(worker.slot)
                 fields["requests"] = view.requests
-                if view.activity is Activity.BUSY or (view.activity is Activity.LEAVING and death.signal is not None):
+                if view.activity is Activity.BUSY:
                     fields["request"] = view.request
                     fields["client"] = view.client
                     fields["seconds"] = round(max(0.0, time.monotonic() - view.since), 3)
@@ -500,8 +500,7 @@ class Master:
     def _committed(self, generation: int) -> None:
         world = self._kernel.worlds[generation]
         if self._prepared is not None:
-            for problem in self._prepared.commit():
-                self._events.warning("listener_problem", problem=problem)
+            self._report_problems(self._prepared.commit())
             for unused in self._prepared.unused:
                 self._events.warning("socket_unused", descriptor=unused.fd, name=unused.name, reason=unused.why)
                 if unused.stored:
@@ -516,9 +515,13 @@ class Master:
         self._logs = world.logs
         self._running = world.config
         for listener in world.listeners.values():
-            listener.resume()  # it may have been dropped by a reload and come back with this one
+            self._report_problems(listener.resume())  # dropped by a reload, it may come back with this one
         self._store(world)
         self._events.info("generation_commit", generation=generation, digest=world.config.digest[:12])
+
+    def _report_problems(self, problems: Iterable[str]) -> None:
+        for problem in problems:
+            self._events.warning("listener_problem", problem=problem)
 
     def _store(self, world: World) -> None:
         """Put the listeners into systemd's store, so that neither a crash nor a restart refuses anybody."""
@@ -562,7 +565,7 @@ class Master:
         assert goal.current is not None
         world = self._kernel.worlds[goal.current.number]
         for listener in world.listeners.values():
-            listener.resume()
+            self._report_problems(listener.resume())
         self._running = world.config
         self._logs = world.logs
         self._events.error("generation_rollback", generation=generation, to=world.number, text=reason)
@@ -583,7 +586,7 @@ class Master:
         kept = {id(listener) for listener in current.listeners.values()}
         for listener in self._listeners.values():
             if id(listener) not in kept:
-                listener.suspend()
+                self._report_problems(listener.suspend())
         if self._reloads.stage is not Stage.IDLE:
             self._note_reload("done", "")
             self._events.info("reload_done", generation=generation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -16,10 +17,13 @@ from typing import Any
 
 #: Longest packet. Texts (tracebacks) are cut by the sender; the kernel's limit is the socket's send buffer.
 PACKET = 64 * 1024
-#: Longest text in a message, characters.
-TEXT = 12_000
+#: Longest text in a message, bytes as they are sent: a character may take twelve (a surrogate pair, escaped).
+TEXT = 48 * 1024
 #: Descriptors in a message; the kernel's SCM_MAX_FD is 253.
 DESCRIPTORS = 64
+
+#: ETOOMANYREFS: more descriptors of this user are in flight than one of its processes may have open (unix(7)).
+_SHORTAGE = frozenset((errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
 
 Message = dict[str, Any]
 
@@ -49,12 +53,15 @@ class Channel:
         self.socket.close()
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
-        """Send without blocking. False when the other side has not read enough for it to fit.
+        """Send without blocking. False when the other side has not read enough for it to fit, or the kernel has no room.
 
         Raises:
             ChannelClosed: nobody is at the other end.
+            ValueError: it is longer than `PACKET`, and the other end (the master, as often as not) would stumble over it.
         """
         data = json.dumps(message, separators=(",", ":")).encode()
+        if len(data) > PACKET:
+            raise ValueError(f"a message of {len(data)} bytes, and {PACKET} is the most")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
             self.socket.sendmsg([data], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
@@ -62,6 +69,10 @@ class Channel:
             return False
         except (BrokenPipeError, ConnectionError):
             raise ChannelClosed from None
+        except OSError as error:
+            if error.errno not in _SHORTAGE:
+                raise
+            return False
         return True
 
     def receive(self) -> tuple[Message, list[int]] | None:
@@ -95,4 +106,9 @@ class Channel:
 
 def cut(text: str) -> str:
     """A text that fits into a message; of a long traceback the end matters most."""
-    return text if len(text) <= TEXT else "[...]" + text[-TEXT:]
+    # What is longer than this does not fit, whatever its characters are.
+    part = text[-TEXT:]
+    while (size := len(json.dumps(part))) > TEXT:
+        # Its characters differ in length, so one step may not do; but each takes off what is surely too much.
+        part = part[-(len(part) * TEXT // size) :] if len(part) * TEXT // size else ""
+    return part if len(part) == len(text) else "[...]" + part

@@ -8,6 +8,7 @@ descriptor whose number the child has given to something else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -43,6 +44,8 @@ def fork_child(run: Callable[[], int], keep: Iterable[int] | None = None) -> int
     Raises:
         OSError: EAGAIN or ENOMEM when the system has no process to give.
     """
+    # What is still buffered here would come out of the child once more.
+    _flush()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         with warnings.catch_warnings():
@@ -73,11 +76,17 @@ def _live(run: Callable[[], int], keep: Iterable[int] | None, mask: set[int | si
         traceback.print_exc()
     finally:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            pass  # nobody is left to tell
-        os._exit(code)
+            _flush()
+        finally:
+            os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # None where the descriptor was closed when the interpreter started (``preforkd run >&-``); an application may
+        # have put anything there; and whoever read it may be gone.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
 
 
 def close_others(keep: Iterable[int]) -> None:

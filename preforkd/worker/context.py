@@ -17,7 +17,7 @@ from preforkd.estate import Estate, master_gone
 from preforkd.logs import AccessLog, EventLog
 from preforkd.spawn import Channel, ChannelClosed, Message
 from preforkd.wakeup import Wakeup
-from preforkd.worker.settle import set_title
+from preforkd.worker.settle import point_descriptors, set_title
 
 #: Titles change at most so often: a change costs half a microsecond, and ps(1) is not read more often. Seconds.
 _TITLE_INTERVAL = 1.0
@@ -111,6 +111,9 @@ class Context:
     def request_finished(self) -> None:
         """The request is over: counted; the recycling limits are looked at."""
         self.board.finished()
+        if self.leaving:
+            # It finishes what it holds; nobody shall take it for a spare one.
+            self.board.leaving()
         if self._request_timeout and not self._orphaned:
             signal.setitimer(signal.ITIMER_REAL, 0)
         if self._titled:
@@ -174,6 +177,7 @@ class Context:
     def reopen(self, message: Message, descriptors: list[int]) -> None:
         """Write into the new log files from now on, and say so."""
         self._estate.logs.adopt(descriptors)
+        point_descriptors(self._estate)
         with contextlib.suppress(ChannelClosed):
             self._channel.send({"reopened": message["reopen"]})
 

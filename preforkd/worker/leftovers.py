@@ -22,6 +22,8 @@ from preforkd.spawn import fork_child
 
 #: Threads that handle forks need a moment to end; ten times less gave false alarms for a thread just joined. Seconds.
 _SETTLE = 0.01
+#: So many findings are named; they travel in one message, and are read by a person.
+_AT_MOST = 20
 
 
 def open_descriptors() -> frozenset[int]:
@@ -40,7 +42,8 @@ def find_leftovers(before: frozenset[int]) -> list[str]:
     probe = fork_child(lambda: 0)
     os.waitpid(probe, 0)
     time.sleep(_SETTLE)
-    return [*_threads(), *_descriptors(before), *_children()]
+    found = [*_threads(), *_descriptors(before), *_children()]
+    return found if len(found) <= _AT_MOST else [*found[:_AT_MOST], f"and {len(found) - _AT_MOST} more"]
 
 
 def _threads() -> list[str]:

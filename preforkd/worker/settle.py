@@ -36,6 +36,11 @@ def tag_output(estate: Estate, who: str) -> None:
             stream.rebind(events)
         else:
             setattr(sys, name, TaggedStream(events, name))
+    point_descriptors(estate)
+
+
+def point_descriptors(estate: Estate) -> None:
+    """Let descriptors 1 and 2 lead to the error log, again after its file was opened anew."""
     raw = estate.logs.events.fileno()
     for descriptor in (1, 2):
         if raw != descriptor:
@@ -51,6 +56,8 @@ def become(pool: Pool, identity: Identity) -> None:
     """
     privileges.set_limits(pool.limits.files, pool.limits.core)
     privileges.drop(identity)
+    if pool.limits.core:
+        privileges.set_dumpable(True)
     # The kernel forgets it when credentials change, so it comes after them; whoever was faster is looked for by the
     # caller.
     privileges.set_pdeathsig(signal.SIGKILL)

@@ -68,6 +68,7 @@ class Context:
         self.stopping = False
         self._reporter = reporter
         self._orders = orders
+        self._recycled = False
         self._requests_left = worker.requests
 
     def watch(self) -> Mapping[int, Callable[[], None]]:
@@ -91,15 +92,17 @@ class Context:
         self._reporter.report("finished")
         self._requests_left -= 1
         if not self._requests_left:
-            self.leaving = True
+            self.leaving = self._recycled = True
 
     def exit_code(self) -> ExitCode:
-        return ExitCode.RECYCLED if not self._requests_left else ExitCode.OK
+        return ExitCode.RECYCLED if self._recycled else ExitCode.OK
 
 
 class Worker:
-    """A model serving in a child process. ``requests``: leaves by itself after so many; ``spare_files``: descriptors that
-    it may open beyond those it starts with."""
+    """A model serving in a child process.
+
+    ``requests``: leaves by itself after so many. ``spare_files``: descriptors that it may open beyond those it has.
+    """
 
     def __init__(
         self,

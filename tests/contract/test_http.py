@@ -182,7 +182,7 @@ def test_file(start: Start, connect: Connect) -> None:
 
 def test_big(start: Start, connect: Connect) -> None:
     start()
-    client = connect(receive_buffer=4096)
+    client = connect(receive_buffer=32768)
     assert client.get("/big").body == b"x" * BIG
     assert client.get().body == b"web/0"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from preforkd.core.policy import target
 from preforkd.core.supervisor import Supervisor
-from preforkd.core.table import Table
+from preforkd.core.table import FREE_FAILURES, TOKENS_LEAST, TOKENS_PER_SECOND, Table
 from preforkd.model import (
     Abort,
     Action,
@@ -30,15 +30,14 @@ from preforkd.model import (
     Retire,
     Rollback,
     Signal,
-    StartTemplate,
     TemplateState,
     Worker,
     WorkerState,
 )
-from tests.sim.kernel import GOOD, Broken, Code, Process, SimKernel
+from tests.sim.kernel import GOOD, Broken, Code, SimKernel
 
-#: Rounds of decide and act that one turn may take. Big pools order in batches and need more.
-ROUNDS = 5
+#: Rounds of decide and act until a plan is empty, counted from the last one that changed the goal.
+ROUNDS = 4
 #: Virtual seconds in which everything has to be at rest after the last fault.
 REST = 600.0
 
@@ -78,7 +77,9 @@ class Driver:
         self.audit_every = 16
         self._number = 0
         self._refills = 0
-        self._floor: dict[str, int] = {}
+        self._begun = self.sim.now
+        #: Templates that somebody killed: each may be replaced.
+        self.hurt = 0
 
     # --- wishes --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +130,9 @@ class Driver:
         sim.happen()
         sim.reap(supervisor.goal.phase)
         audit = self.turns % self.audit_every == 0
-        for _ in range(ROUNDS):
+        rounds = 0
+        while rounds <= ROUNDS:
+            rounds += 1
             self._fold()
             load = self.observe()
             if audit:
@@ -147,12 +150,15 @@ class Driver:
             self._check_plan(plan.actions, goal)
             supervisor.act(plan, now)
             self._check_acts(plan.actions, goal, before)
+            if supervisor.goal is not goal:
+                rounds = 0
         else:
             raise Broken(f"no rest after {ROUNDS} rounds at one moment; the last asked {plan.actions}")
         self.wake_at = plan.wake_at
         if plan.wake_at is not None and plan.wake_at <= now:
             raise Broken(f"wake_at {plan.wake_at} has passed at {now}, and nothing is to be done")
         supervisor.forget()
+        self._check_forks()
 
     def advance(self, until: float) -> bool:
         """Turn until ``until``, or until nothing will happen any more (True)."""
@@ -189,6 +195,7 @@ class Driver:
         sim = self.sim
         sim.healed = True
         sim.no_forks_until = -1.0
+        sim.stem_trouble = ""
         sim.demand.clear()
         for process in list(sim.processes.values()):
             if process.kind == "stem" and process.stopped:
@@ -198,6 +205,27 @@ class Driver:
             raise Broken(f"not at rest {REST} s after the last fault; {self.state()}")
         if not self.finished:
             self._check_rest()
+
+    def reload_at_rest(self, edit: Edit) -> None:
+        """A good reload of a service at rest: committed, and nobody notices."""
+        before = self._serving()
+        self.hup(edit)
+        self.turn()
+        while self.supervisor.goal.candidate is not None or self.supervisor.goal.taking_over:
+            upcoming = self.sim.next_at()
+            if upcoming is None or (self.wake_at is not None and self.wake_at < upcoming):
+                upcoming = self.wake_at
+            if upcoming is None:
+                break
+            self.advance(upcoming)
+            serving = self._serving()
+            for name, limits in edit.pools.items():
+                least = min(before.get(name, 0), target(limits, self.supervisor.goal.bias).max)
+                if serving.get(name, 0) < least:
+                    raise Broken(f"{serving.get(name, 0)} of {name} serve during a reload, {least} did before")
+        if self.outcomes[self._number] != "commit":
+            raise Broken(f"a good reload ended so: {self.outcomes[self._number]}")
+        self.recover()
 
     def stop(self, phase: Phase = Phase.STOP) -> None:
         """TERM or INT; the service has to end within its ladders."""
@@ -234,11 +262,22 @@ class Driver:
                     raise Broken(f"worker {action.worker} is retired twice in one plan: {actions}")
                 retired.add(action.worker)
                 worker = workers[action.worker]
-                if action.cause in (Cause.ABANDONED, Cause.START_TIMEOUT) and worker.state is WorkerState.SERVING:
-                    raise Broken(f"{action.cause}: {worker} serves")
+                if worker.state is WorkerState.SERVING:
+                    self._check_cause(action, worker, goal)
         for action in actions:
             if isinstance(action, Signal) and action.worker in retired:
                 raise Broken(f"worker {action.worker} takes a rung of a ladder that is replaced in the same plan")
+
+    def _check_cause(self, action: Retire, worker: Worker, goal: Goal) -> None:
+        """Somebody who serves has to go: is that what was wanted?"""
+        if action.cause in (Cause.ABANDONED, Cause.START_TIMEOUT):
+            raise Broken(f"{action.cause}: {worker} serves")
+        if action.cause in (Cause.RELOAD, Cause.ROLLBACK):
+            assert goal.current is not None
+            if worker.generation == goal.current.number:
+                raise Broken(f"{action.cause}: {worker} is of the current generation")
+            if worker.pool in goal.current.pools and not goal.taking_over:
+                raise Broken(f"{action.cause}: {worker}, but nothing takes over")
 
     def _check_signal(self, action: Signal) -> None:
         process = self.sim.processes.get(action.pid)
@@ -338,6 +377,18 @@ class Driver:
         if freeze(self.table) != before or self.supervisor.goal != goal:
             raise Broken("deciding changed something")
 
+    def _check_forks(self) -> None:
+        """No loop forks without bound: each pool has its bucket, filled anew when a generation takes over."""
+        elapsed = self.sim.now - self._begun
+        pools = max(len(self.table.accounts), 1)
+        workers = pools * (TOKENS_LEAST * (self._refills + 1) + TOKENS_PER_SECOND * elapsed) + 3 * self._number
+        templates = pools * (FREE_FAILURES + 3 + 4 * self._number + 2 * elapsed) + self.hurt
+        if self.sim.ordered > workers or self.sim.templates_started > templates:
+            raise Broken(
+                f"{self.sim.ordered} workers and {self.sim.templates_started} templates forked in {elapsed} s"
+                f" (bounds {workers}, {templates})"
+            )
+
     def _check_rest(self) -> None:
         """Nothing will happen any more: then everything is as it should be."""
         goal, table = self.supervisor.goal, self.table
@@ -366,9 +417,14 @@ class Driver:
                 if serving:
                     raise Broken(f"drained, but {serving} of {name} serve")
                 continue
-            least = max(1, min(limits.start, limits.max_spare), limits.min_spare)
-            if not least <= serving <= max(limits.max_spare, 1):
-                raise Broken(f"pool {name} rests at {serving} workers, not {least} to {limits.max_spare}; {self.state()}")
+            least, most = max(limits.start, limits.min_spare), max(limits.start, limits.max_spare)
+            if not least <= serving <= most:
+                raise Broken(f"pool {name} rests at {serving} workers, not {least} to {most}; {self.state()}")
+        kept = [number for number, outcome in self.outcomes.items() if outcome == "commit"]
+        if goal.current.number != kept[-1]:
+            raise Broken(f"generation {goal.current.number} serves; the last good edit is {kept[-1]}; {self.state()}")
+        if self.disk is not self.edits[self._number]:
+            raise Broken("the last edit was never looked at")
         strays = {key for key in table.templates if key[1] != goal.current.number}
         if strays and goal.phase is not Phase.DRAIN:
             raise Broken(f"templates of other generations stay: {strays}")

@@ -113,6 +113,7 @@ class SimKernel:
         self._orders: dict[int, list[list[int]]] = {}
         self._slots: dict[tuple[str, int, int], int] = {}
         self._zombies: list[Process] = []
+        self._unborn: list[int] = []
         self._born = 0
         self._free: list[int] = []
         self._next_pid = 100
@@ -127,10 +128,17 @@ class SimKernel:
 
     def next_at(self) -> float | None:
         """When something happens next; None: nothing will by itself."""
+        if self._zombies or self._unborn:
+            return self.now
         return self._events[0][0] if self._events else None
 
     def happen(self) -> None:
-        """Let everything happen whose time has come."""
+        """Let everything happen whose time has come, and tell the table what is not reaped."""
+        unborn, self._unborn = self._unborn, []
+        for number in unborn:
+            worker = self.table.never_born(number)
+            if worker is not None:
+                del self._slots[worker.pool, worker.generation, worker.slot]
         events = self._events
         while events and events[0][0] <= self.now:
             _, _, step, process = heapq.heappop(events)
@@ -305,9 +313,8 @@ class SimKernel:
         self.end(worker, ExitCode.ORPHANED)
 
     def _never_born(self, number: int) -> None:
-        worker = self.table.never_born(number)
-        if worker is not None:
-            del self._slots[worker.pool, worker.generation, worker.slot]
+        """End of file on its birth channel: heard in the next turn."""
+        self._unborn.append(number)
 
     def _leave_slot(self, process: Process) -> None:
         for key, number in self._slots.items():

@@ -83,6 +83,10 @@ def hup_storm(driver: Driver, rng: Random) -> None:
         driver.turn()
 
 
+def hup_good(driver: Driver, rng: Random) -> None:
+    driver.hup(any_edit(rng, good=True))
+
+
 def break_disk(driver: Driver, rng: Random) -> None:
     """The code on disk changes; nobody says so."""
     for name in driver.sim.disk:
@@ -97,11 +101,13 @@ def kill_worker(driver: Driver, rng: Random) -> None:
 def kill_burst(driver: Driver, rng: Random) -> None:
     for process in list(driver.sim.processes.values()):
         if process.kind == "worker" or (process.kind == "template" and rng.random() < 0.3):
+            driver.hurt += process.kind == "template"
             driver.sim.send(process, KILL)
 
 
 def ask_worker(driver: Driver, rng: Random) -> None:
     if process := _some(driver, rng, rng.choice(("worker", "template"))):
+        driver.hurt += process.kind == "template"
         driver.sim.send(process, TERM)
 
 
@@ -117,6 +123,7 @@ def crash_worker(driver: Driver, rng: Random) -> None:
 
 def kill_template(driver: Driver, rng: Random) -> None:
     if process := _some(driver, rng, "template"):
+        driver.hurt += 1
         driver.sim.send(process, KILL)
 
 
@@ -171,7 +178,8 @@ def orphan(driver: Driver, rng: Random) -> None:
 
 #: What may befall a service, and how often. A stop ends most schedules early, so it is rare in here.
 INCIDENTS: dict[Befall, int] = {
-    hup: 14,
+    hup: 10,
+    hup_good: 5,
     hup_storm: 3,
     break_disk: 3,
     kill_worker: 8,
@@ -203,7 +211,7 @@ def run(seed: int) -> Driver:
     """One life of a service. Raises `Broken` when an invariant does not hold; the same seed is the same life."""
     rng = Random(seed)
     driver = Driver()
-    driver.audit_every = 32
+    driver.audit_every = 64
     driver.boot(any_edit(rng, good=rng.random() < 0.8))
     if rng.random() < 0.8:
         driver.advance(driver.sim.now + rng.choice((0.06, 0.1, 0.3, 0.35, 3.0)))
@@ -220,4 +228,6 @@ def run(seed: int) -> Driver:
         driver.stop(Phase.FAST if ending < 0.1 else Phase.STOP)
     else:
         driver.recover()
+        if ending > 0.85 and not driver.finished and driver.supervisor.goal.phase is not Phase.STOP:
+            driver.reload_at_rest(any_edit(rng, good=True))
     return driver

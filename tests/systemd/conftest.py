@@ -69,7 +69,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed and call.when == "call":
+    if report.failed:
         for machine in item.stash.get(MACHINES, []):
             text = machine.last_words or machine.words()
             report.sections.append((f"journal of {machine.name} ({machine.image.name})", text))

@@ -402,6 +402,7 @@ class Machine:
 
     def messages(self, unit: str) -> list[str]:
         """What the processes of a unit, and systemd about it, have logged."""
+        self.run("journalctl", "--sync")  # what was written to a pipe may not have been read yet
         lines = self.run("journalctl", "--no-pager", "--output=json", "--unit", unit).splitlines()
         return [str(json.loads(line).get("MESSAGE", "")) for line in lines]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -34,3 +36,29 @@ def pool_of() -> Callable[[str], Config]:
     return lambda settings: read_text(
         f'pools: {{web: {{listen: "127.0.0.1:80", app: "a:b", {settings} }}}}', "/etc/preforkd/preforkd.yaml"
     )
+
+
+@pytest.fixture
+def unprivileged() -> Callable[[Callable[[], None]], None]:
+    """Call a function without root's right to read everything: in a child with another user id, if need be."""
+
+    def call(function: Callable[[], None]) -> None:
+        if os.geteuid() != 0:
+            function()
+            return
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                function()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    return call

@@ -1,10 +1,13 @@
 """The form of the file: what is refused before any key is looked at, and where."""
 
+# ruff: noqa: E501 - a case and its sentence stand in one line
+
 from __future__ import annotations
 
 import pytest
 
 from preforkd.config.events import Mapping, Mistakes, Scalar, Sequence, parse
+from preforkd.errors import PreforkdError
 
 from .conftest import POOL, Said
 
@@ -82,6 +85,12 @@ def test_a_tree_keeps_text_and_places() -> None:
     texts = [(item.text, item.plain) for item in b.items if isinstance(item, Scalar)]
     assert texts == [("no", False), ("~", True), ("22:22", True)]
     assert c.empty
+
+
+def test_without_the_c_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preforkd.config.events.CBaseLoader", None)
+    with pytest.raises(PreforkdError, match="PyYAML was built without its C parser"):
+        parse(b"a: b", "x", Mistakes())
 
 
 def test_after_a_syntax_error_nothing_is_missing(said: Said) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -309,7 +310,7 @@ def test_the_limits_hold_to_the_byte() -> None:
         assert isinstance(events([raw])[0], Refusal)
 
 
-# -- any bytes, cut anywhere ---------------------------------------------------------------------------------------------
+# -- any bytes, cut anywhere ----
 
 CORPUS = [raw for raw, _ in ACCEPTED.values()] + [raw for raw, _ in REFUSED.values()]
 CORPUS += [chunked(body) for body, _ in REFUSED_BODIES.values()]
@@ -317,7 +318,7 @@ CORPUS += [chunked(body) for body, _ in REFUSED_BODIES.values()]
 
 def cut(raw: bytes, points: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted({point % (len(raw) + 1) for point in points}), len(raw)]
-    return [raw[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [raw[start:end] for start, end in pairwise(edges)]
 
 
 @pytest.mark.parametrize("raw", CORPUS)

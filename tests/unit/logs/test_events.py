@@ -176,7 +176,7 @@ def test_a_journal_that_is_not_there_costs_no_line_and_is_used_when_it_comes(
         logs.events.info("third")
         lost, third = journal_fields(daemon.recv(65536)), journal_fields(daemon.recv(65536))
     logs.close()
-    assert lost["MESSAGE"] == f'log_lost lines=2 error="{os.strerror(errno.ENOENT)}" to_stderr=2'
+    assert lost["MESSAGE"] == f'log_lost lines=2 to_stderr=2 error="{os.strerror(errno.ENOENT)}"'
     assert third["MESSAGE"] == "third"
     assert capfd.readouterr().err == ""
 

@@ -125,6 +125,24 @@ def test_a_directory_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
             directory.chmod(stat.S_IMODE(mode))
 
 
+@pytest.mark.skipif(not ROOT, reason="only root can be led astray")
+@pytest.mark.parametrize(("owner", "mode", "safe"), [(0, 0o755, True), (NOBODY, 0o755, False), (0, 0o1777, False)])
+def test_root_follows_no_link_that_somebody_else_could_have_made(
+    tmp_path: Path, owner: int, mode: int, safe: bool
+) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    (directory / "errors").symlink_to(tmp_path / "precious")
+    os.chown(directory, owner, -1)
+    directory.chmod(mode)
+    if safe:
+        open_logs(settings(directory / "errors")).close()
+    else:
+        with pytest.raises(LogError, match="it is a symbolic link, and others than root could have made it"):
+            open_logs(settings(directory / "errors"))
+    assert (tmp_path / "precious").exists() is safe
+
+
 def test_a_format_that_is_not_understood_is_a_log_error_and_leaves_nothing_open() -> None:
     with pytest.raises(LogError, match=r"log\.format: %Z: there is no such directive"):
         open_logs(settings("stderr", "stdout", "%Z"))
@@ -208,6 +226,43 @@ def test_children_adopt_what_the_master_opened_again(tmp_path: Path) -> None:
         logs.adopt([os.dup(numbers[0])])
     logs.close()
     assert names(parse_log((tmp_path / "errors").read_text())) == ["after"]
+
+
+def test_whatever_is_put_at_1_and_2_logs_go_where_they_went(tmp_path: Path) -> None:
+    def child() -> None:
+        for fd, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+        full, logs = open_logs(settings("/dev/full")), open_logs(settings("stderr", "stdout"))
+        other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for fd in (1, 2):
+            os.dup2(other, fd)
+        logs.events.info("fact")
+        full.events.info("diverted")
+        assert logs.access
+        logs.access.log(Request())
+
+    wait(fork(child))
+    assert (tmp_path / "out").read_text().startswith("192.0.2.7 ")
+    assert names(parse_log((tmp_path / "err").read_text())) == ["fact", "log_failing", "diverted"]
+    assert (tmp_path / "other").read_text() == ""
+
+
+def test_what_a_worker_writes_to_its_descriptors_1_and_2_follows_a_rotation(tmp_path: Path) -> None:
+    def child() -> None:
+        logs = open_logs(settings(tmp_path / "errors", tmp_path / "access"))
+        for fd in (1, 2):
+            os.dup2(logs.events.fileno(), fd)
+        os.write(1, b"one\n")
+        for name in ("errors", "access"):
+            (tmp_path / name).rename(tmp_path / f"{name}.1")
+        assert logs.reopen() == []
+        os.write(1, b"two\n")
+        os.write(2, b"three\n")
+        assert os.get_inheritable(1) and os.get_inheritable(2)
+
+    wait(fork(child))
+    assert (tmp_path / "errors.1").read_text() == "one\n"
+    assert (tmp_path / "errors").read_text() == "two\nthree\n"
 
 
 def writer(logs: Logs, number: int, count: int, channel: socket.socket) -> None:

@@ -171,6 +171,13 @@ def test_a_child_starts_with_an_empty_line(out: Printed) -> None:
     assert out.lines() == ["the child's", "the parent's own"]
 
 
+def test_a_child_that_is_somebody_else_prints_as_itself(out: Printed) -> None:
+    out.stream.rebind(out.log.bound(slot=4))
+    print("hello", file=out.stream)
+    [event] = parse_log(out.path.read_text())
+    assert event.fields == {"pool": "web", "slot": "4", "stream": "stdout", "line": "hello"}
+
+
 def test_a_log_that_fails_does_not_reach_who_prints(out: Printed) -> None:
     with open("/dev/full", "wb", buffering=0) as full:
         os.dup2(full.fileno(), out.log.fileno(), inheritable=False)

@@ -149,6 +149,14 @@ def test_a_text_without_end_is_cut_and_says_so() -> None:
     assert block.endswith("characters cut)\n")
 
 
+def test_of_too_many_fields_the_last_are_cut_and_counted() -> None:
+    blocks = list(text.blocks("fact", {f"field{number}": number for number in range(1000)}, "", 4096))
+    [block] = blocks
+    fields = parse_fields(block.decode().removeprefix("fact").removesuffix("\n"))
+    assert len(block) <= 4096
+    assert fields["fields_cut"] == str(1001 - len(fields))
+
+
 def test_times() -> None:
     stamp = text.Stamp()
     assert stamp.iso(1795435200.25) == "2026-11-23T12:00:00.250Z"

@@ -536,6 +536,20 @@ class TestClient:
                 assert caught.value.exit_code == expected
                 assert caught.value.result == {"x": 1}
 
+    def test_until_the_master_has_gone(self, path: str) -> None:
+        """preforkd stop && preforkd start"""
+        released = []
+
+        def work(control: ControlServer, request: Request) -> None:
+            control.answer(request.id, {"state": "stopped"})
+            released.append(True)
+            control.close()
+
+        with Serving(path, work):
+            assert call(path, "stop", timeout=10, until_gone=True) == {"state": "stopped"}
+            assert released
+            ControlServer.open(path).close()
+
     def test_master_goes_away(self, path: str) -> None:
         with (
             Serving(path, lambda control, _: control.close()),

@@ -150,6 +150,7 @@ class TestTcp:
         assert f"(pid {os.getpid()}) listens there" in text
 
     @needs_root
+    @pytest.mark.may_skip("net.ipv4.ip_unprivileged_port_start may be lower, as in many containers")
     def test_port_below_1024(self) -> None:
         first_free = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
         if first_free <= 80:
@@ -560,6 +561,114 @@ class TestReload:
             listener.close()
             with connected(workers.getsockname()):
                 workers.accept()[0].close()
+
+
+class TestSuspended:
+    """A reload dropped the address, but the generation before may come back."""
+
+    def test_tcp(self, master: Master) -> None:
+        master.open(tcp("127.0.0.1", 0))
+        (listener,) = master.listeners.values()
+        address = listener.sockets[0].getsockname()
+        listener.kept = True
+        with listener.sockets[0].dup():  # a worker's
+            assert listener.suspend() == ()
+            with pytest.raises(ConnectionRefusedError), connected(address):
+                pass
+        assert not listener.kept, "systemd takes a socket that hung up out of its store"
+        assert listener.resume() == ()
+        assert serves(listener, address)
+
+    def test_unix(self, master: Master, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        master.open(unix(path))
+        (listener,) = master.listeners.values()
+        assert listener.suspend() == listener.suspend() == ()
+        with pytest.raises(FileNotFoundError), connected(str(path)):
+            pass
+        assert listener.intact()
+        assert listener.resume() == listener.resume() == ()
+        assert serves(listener, str(path))
+        listener.suspend()
+        listener.kept = True
+        listener.release()
+        assert not list(tmp_path.iterdir())
+
+    def test_what_a_crash_left_aside_gives_way(self, master: Master, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with foreign(socket.AF_UNIX, str(path) + listeners.ASIDE):
+            pass
+        master.open(unix(path))
+        (listener,) = master.listeners.values()
+        assert listener.suspend() == ()
+        assert not path.exists()
+
+    def test_a_file_that_is_in_the_way_aside_does_not(self, master: Master, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        (tmp_path / f"s{listeners.ASIDE}").write_text("mine")
+        master.open(unix(path))
+        (listener,) = master.listeners.values()
+        (problem,) = listener.suspend()
+        assert problem.startswith(f"unix:{path} is dropped, but new clients still reach it: ")
+        assert serves(listener, str(path))
+        assert listener.resume() == ()
+
+    def test_taken_meanwhile(self, master: Master, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        master.open(unix(path), tcp("127.0.0.1", 0))
+        local, net = master.listeners.values()
+        port = port_of(net)
+        local.suspend()
+        net.suspend()
+        with foreign(socket.AF_UNIX, str(path)), foreign(socket.AF_INET, ("127.0.0.1", port)):
+            assert not local.intact()
+            (problem,) = local.resume()
+            assert problem.startswith(f"unix:{path} cannot be reached again: ")
+            assert net.resume() == ("127.0.0.1:0 cannot be reached again: [Errno 98] Address already in use",)
+
+    def test_wanted_again_by_a_reload(self, master: Master, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        master.open(unix(path), tcp("127.0.0.1", 0))
+        local, net = master.listeners.values()
+        address = net.sockets[0].getsockname()
+        local.suspend()
+        net.suspend()
+        prepared = master.prepare(unix(path, mode=0o600), tcp("127.0.0.1", 0))
+        assert [*prepared.listeners.values()] == [local, net]
+        assert not path.exists()
+        assert prepared.commit() == ()
+        assert serves(local, str(path))
+        assert serves(net, address)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    @pytest.mark.parametrize(("before", "after"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")])
+    def test_rolled_back_after_the_commit(self, master: Master, before: str, after: str) -> None:
+        """The new generation turned out badly: the old address comes back before the new one goes."""
+        master.open(tcp(before, 0))
+        (old,) = master.listeners.values()
+        port = port_of(old)
+        prepared = master.prepare(tcp(after, port))
+        assert prepared.commit() == ()
+        (new,) = prepared.listeners.values()
+        old.suspend()
+        assert serves(new, ("127.0.0.1", port))
+        assert old.resume() == ()
+        new.remove()
+        assert serves(old, ("127.0.0.1", port))
+        assert not old.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+
+    def test_rolled_back_after_a_socket_moved(self, master: Master) -> None:
+        master.open(tcp("127.0.0.1", 0))
+        (old,) = master.listeners.values()
+        port = port_of(old)
+        prepared = master.prepare(tcp("localhost", port))
+        prepared.commit()
+        (new,) = prepared.listeners.values()
+        old.suspend()
+        assert serves(new, ("127.0.0.1", port))
+        assert old.resume() == ()
+        new.remove()
+        assert serves(old, ("127.0.0.1", port))
 
 
 class TestFromSystemd:

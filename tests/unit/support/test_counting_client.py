@@ -156,7 +156,7 @@ def test_every_number_is_answered_once(tmp_path: Path, address: str, keep_alive:
     assert result.reopened == 0
     assert result.pids == {4711: 60}
     assert 0 < result.worst < 10
-    assert result.summary().startswith("60 requests, 60 ok, 0 failed over")
+    assert result.summary().startswith("60 requests, 60 ok, 0 failed; worst ")
 
 
 def test_the_client_changes_its_connection_where_it_should(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""What waiting clients cost, and when their time is up."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from preforkd.config import Timeouts
+from tests.contract.bench import Client, Worker
+from tests.contract.services import Gate
+
+Start = Callable[..., Worker]
+Connect = Callable[..., Client]
+
+HALF = b"GET / HTTP/1.1\r\nHost: be"
+SHORT = Timeouts(header=0.2, keepalive=0.2)
+
+
+def test_half_sent_heads_cost_no_worker(start: Start, connect: Connect) -> None:
+    start()
+    slow = [connect() for _ in range(50)]
+    for client in slow:
+        client.send(HALF)
+    assert connect().get().status == 200
+    for client in slow:
+        client.send(b"nch\r\n\r\n")
+        assert client.response().status == 200
+
+
+def test_a_half_sent_head_times_out_with_408(start: Start, connect: Connect) -> None:
+    worker = start(timeouts=SHORT, access=True)
+    client = connect()
+    client.send(HALF)
+    response = client.response()
+    assert (response.status, response.headers["connection"]) == (408, "close")
+    assert client.until_closed() == b""
+    record = worker.wait_for("access")
+    assert (record["status"], record["method"], record["target"]) == (408, "GET", "/")
+
+
+def test_a_dripped_head_gains_no_time(start: Start, connect: Connect) -> None:
+    start(timeouts=Timeouts(header=0.3))
+    client = connect()
+    began = time.monotonic()
+    for byte in HALF * 100:
+        client.send(bytes((byte,)))
+        if select.select([client.socket], [], [], 0.02)[0]:
+            break
+    assert client.response().status == 408
+    assert time.monotonic() - began < 2
+
+
+def test_a_silent_client_is_closed_silently(start: Start, connect: Connect) -> None:
+    start(timeouts=SHORT)
+    assert connect().until_closed() == b""
+
+
+def test_an_idle_connection_is_closed_silently(start: Start, connect: Connect) -> None:
+    start(timeouts=SHORT)
+    client = connect()
+    client.get()
+    assert client.until_closed() == b""
+
+
+def test_each_request_renews_the_time(start: Start, connect: Connect) -> None:
+    start(timeouts=Timeouts(keepalive=0.4))
+    client = connect()
+    for _ in range(4):
+        client.get()
+        assert not select.select([client.socket], [], [], 0.2)[0]
+    client.get()
+
+
+def test_who_was_not_listened_to_in_time_is_not_cut(start: Start, connect: Connect, gate: Gate) -> None:
+    start(timeouts=Timeouts(header=0.1, keepalive=0.1))
+    idle, half, busy = connect(), connect(), connect()
+    idle.get()
+    half.send(HALF)
+    busy.send(b"GET /hold HTTP/1.1\r\nHost: bench\r\n\r\n")
+    gate.wait_held()
+    idle.send(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+    half.send(b"nch\r\n\r\n")
+    time.sleep(0.2)  # both deadlines pass while the worker is busy
+    gate.open()
+    assert idle.response().status == 200
+    assert half.response().status == 200
+
+
+def test_an_idle_worker_sleeps(start: Start, connect: Connect) -> None:
+    worker = start(timeouts=Timeouts(header=60, keepalive=60))
+    clients = [connect() for _ in range(3)]
+    for client in clients[1:]:
+        client.get()
+    for _ in range(2):
+        worker.wait_for("finished")
+    before = worker.sleeps()
+    time.sleep(0.3)
+    assert worker.sleeps() - before <= 1
+
+
+def test_timeouts_of_zero_are_none(start: Start, connect: Connect) -> None:
+    worker = start(timeouts=Timeouts(header=0, keepalive=0, body=0, send=0))
+    client = connect()
+    client.get()
+    assert client.post("/echo", b"abc").body == b"abc"
+    worker.leave()
+    client.get()
+    assert worker.join() == 0
+
+
+def test_out_of_descriptors_the_oldest_idle_connection_goes(start: Start, connect: Connect) -> None:
+    worker = start(spare_files=12)
+    clients = []
+    for _ in range(20):
+        client = connect()
+        assert client.get().status == 200
+        clients.append(client)
+    event = worker.wait_for("descriptors_exhausted")
+    assert event["action"] == "closing idle connections"
+    assert clients[0].until_closed() == b""
+    assert clients[-1].get().status == 200
+
+
+def test_out_of_descriptors_without_idle_connections_nothing_spins(start: Start, connect: Connect) -> None:
+    worker = start(spare_files=10, timeouts=Timeouts(header=60))
+    half = [connect() for _ in range(10)]
+    for client in half:
+        client.send(HALF)
+    waiting = connect()
+    waiting.send(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+    assert worker.wait_for("descriptors_exhausted")["action"] == "not accepting for a moment"
+    before = worker.sleeps()
+    time.sleep(0.3)
+    assert worker.sleeps() - before <= 2
+    for client in half:  # at least one of them was accepted; its end makes room
+        client.socket.close()
+    assert waiting.response().status == 200
+
+
+@pytest.mark.parametrize("count", [200])
+def test_many_connections(start: Start, connect: Connect, count: int) -> None:
+    start()
+    clients = [connect() for _ in range(count)]
+    for _ in range(3):
+        for client in clients:
+            client.send(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+        for client in clients:
+            assert client.response().status == 200
+
+
+def test_siblings_share_a_listener(start: Start, connect: Connect, gate: Gate, listener: socket.socket) -> None:
+    start(slot=0)
+    start(slot=1)
+    held = connect()
+    held.send(b"GET /hold HTTP/1.1\r\nHost: bench\r\n\r\n")
+    gate.wait_held()
+    # One of them is busy: every newcomer is served by the other.
+    assert len({connect().get().body for _ in range(10)}) == 1
+    gate.open()
+    assert held.response().body == b"held"

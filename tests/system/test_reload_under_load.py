@@ -1,0 +1,400 @@
+"""HUP and `preforkd reload` while clients count every request: whatever is reloaded, nobody notices but by the new answer."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.counting_client import CountingClient, Failure
+from tests.system.daemon import Daemon, free_port
+from tests.system.traffic import Traffic
+
+
+@pytest.fixture
+def fixed(daemon: Daemon) -> Daemon:
+    """Two workers, whatever the load, so that nothing but the test changes who serves."""
+    daemon.pool["workers"] = {"start": 2, "min_spare": 1, "max_spare": 2, "max": 2}
+    return daemon
+
+
+def ask(daemon: Daemon, path: str = "/", address: str = "") -> tuple[str, int]:
+    """One request on a connection of its own: the application's version, and who answered."""
+    connection = http.client.HTTPConnection(address or daemon.address, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        body = response.read().decode()
+        assert response.status == 200, body
+        return body, int(response.headers["X-Worker-Pid"])
+    finally:
+        connection.close()
+
+
+def settled(daemon: Daemon, generation: int) -> Callable[[dict[str, object]], bool]:
+    """For `wait_for_status`: only that generation serves, and nobody of another is left."""
+
+    def look(status: dict[str, object]) -> bool:
+        workers = status["pools"]["web"]["workers"]  # type: ignore[index,call-overload]
+        return all(w["generation"] == generation and w["state"] in ("idle", "busy") for w in workers)
+
+    return look
+
+
+def answered_reloads(daemon: Daemon) -> bool:
+    """Whether every RELOADING was followed by a READY, without which the unit would hang in ``reloading``."""
+    words = [key for notice in daemon.notices() for key in ("RELOADING", "READY") if key in notice]
+    return bool(words) and words[-1] == "READY" and "RELOADING,RELOADING" not in ",".join(words)
+
+
+# --- reloads that succeed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preload", ["auto", "never"])
+def test_new_code_serves_and_nobody_fails(fixed: Daemon, preload: str) -> None:
+    fixed.pool["preload"] = preload
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        for version in ("2", "3", "4"):
+            fixed.write_app(version)
+            done = fixed.reload()
+            assert (done.code, done.err) == (0, ""), done
+            assert f"generation {version}" in done.out
+            fixed.wait_for_status(settled(fixed, int(version)))
+            assert ask(fixed)[0] == version
+            traffic.wait(20)
+    traffic.check()
+    assert answered_reloads(fixed)
+
+
+def test_twenty_hups_in_two_seconds(daemon: Daemon) -> None:
+    daemon.start()
+    last = "21"
+    with Traffic(daemon) as traffic:
+        for version in range(2, 22):
+            daemon.write_app(str(version))
+            daemon.signal(signal.SIGHUP)
+            time.sleep(0.1)  # the storm's own pace
+        starts, ends = 0, -1
+        while starts != ends or ask(daemon)[0] != last:
+            starts = len(daemon.events("reload_start"))
+            daemon.wait_for_event("reload_done", count=starts)
+            ends = len(daemon.events("reload_start"))
+        generation = daemon.status()["master"]["generation"]
+        daemon.wait_for_status(settled(daemon, generation))
+        before = len(traffic.outcomes)
+        traffic.wait(20)
+        assert {ask(daemon)[0] for _ in range(10)} == {last}
+    traffic.check(100)
+    assert len(traffic.outcomes) > before
+    assert not daemon.events("reload_failed")
+    # Some shared a reload, and each of the rest ended well.
+    assert 2 <= len(daemon.events("reload_done")) <= 20
+    assert answered_reloads(daemon)
+
+
+@pytest.mark.parametrize("preload", ["auto", "never"])
+def test_a_slow_import_costs_nobody(fixed: Daemon, preload: str) -> None:
+    fixed.pool["preload"] = preload
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        calm = time.monotonic()
+        traffic.wait(100)
+        fixed.write_app("2", head="time.sleep(2)\n")
+        begun = time.monotonic()
+        assert fixed.ask_reload() == ""
+        ended = time.monotonic()
+        fixed.wait_for_status(settled(fixed, 2))
+        traffic.wait(20)
+    traffic.check(100)
+    assert ended - begun >= 2
+    undisturbed = traffic.worst(calm, begun)
+    disturbed = traffic.worst(begun, ended)
+    assert disturbed < max(10 * undisturbed, 0.5), f"{disturbed:.3f} s during the reload, {undisturbed:.3f} s before"
+    # They went on all the time, and not only before and after.
+    during = [outcome.started for outcome in traffic.outcomes if begun <= outcome.started <= ended]
+    assert max(after - before for before, after in zip(during, during[1:], strict=False)) < 0.5
+
+
+def test_idle_connections_are_handed_over(fixed: Daemon) -> None:
+    """A kept connection outlives its worker: same connection, new worker, new code."""
+    fixed.pool["timeouts"]["keepalive"] = "30s"
+    fixed.start()
+    connections = [http.client.HTTPConnection(fixed.address, timeout=10) for _ in range(20)]
+    try:
+        old = {kept(connection)[1] for connection in connections}
+        assert old <= set(fixed.pids())
+        sockets = [connection.sock for connection in connections]
+        for version in ("2", "3"):
+            fixed.write_app(version)
+            assert fixed.ask_reload() == ""
+            fixed.wait_for_status(settled(fixed, int(version)))
+            answers = [kept(connection) for connection in connections]
+            assert {body for body, _ in answers} == {version}
+            assert old.isdisjoint(pid for _, pid in answers)
+            old |= {pid for _, pid in answers}
+        assert [connection.sock for connection in connections] == sockets
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def kept(connection: http.client.HTTPConnection) -> tuple[str, int]:
+    """A request on a connection that stays open."""
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    return response.read().decode(), int(response.headers["X-Worker-Pid"])
+
+
+def test_a_request_in_flight_outlives_its_generation(fixed: Daemon) -> None:
+    fixed.start()
+    held = fixed.hold("a")
+    fixed.write_app("2")
+    assert fixed.ask_reload() == ""
+    fixed.wait_for_status(lambda status: held.pid in [w["pid"] for w in status["pools"]["web"]["workers"] if w["why"]])
+    assert ask(fixed)[0] == "2"
+    held.finish()
+    left = fixed.wait_for_event("worker_exit", pid=held.pid)
+    assert left["cause"] == "asked: replaced by a newer generation"
+
+
+# --- reloads that fail ------------------------------------------------------------------------------------------------
+
+EXITS = {
+    "exit 0": "os._exit(0)",
+    "exit 1": "os._exit(1)",
+    "segfault": "os.kill(os.getpid(), 11)",
+}
+ENDS = {"exit 0": "exit code 0", "exit 1": "exit code 1", "segfault": "SIGSEGV"}
+
+
+def break_app(head: str) -> Callable[[Daemon], None]:
+    return lambda daemon: daemon.write_app("broken", head=head)
+
+
+def bad_value(daemon: Daemon) -> None:
+    daemon.settings["pools"]["web"]["workers"]["max"] = "many"
+    daemon.save()
+
+
+def late(statement: str) -> str:
+    """Lines for the application's head: do it a moment after the import, when the worker has said that it is ready."""
+    return f"import threading\nthreading.Timer(0.08, lambda: {statement}).start()\n"
+
+
+@pytest.mark.parametrize(
+    ("preload", "damage", "reason"),
+    [
+        pytest.param("auto", lambda d: d.write_config("pools: [\n"), "preforkd.yaml:2:1", id="yaml"),
+        pytest.param("auto", bad_value, "pools.web.workers.max", id="value"),
+        pytest.param("auto", break_app("raise RuntimeError('by intent')\n"), "RuntimeError: by intent", id="raises"),
+        pytest.param("never", break_app("raise RuntimeError('by intent')\n"), "RuntimeError: by intent", id="raises-never"),
+        pytest.param("auto", break_app("def broken(:\n"), "SyntaxError", id="syntax"),
+        pytest.param("auto", break_app("sys.exit('no way')\n"), "no way", id="sys-exit"),
+        pytest.param("auto", lambda d: d.write_module("x = 1\n"), "application", id="no-attribute"),
+        pytest.param("auto", break_app("time.sleep(3600)\n"), "not ready in time", id="hangs"),
+        pytest.param("never", break_app("time.sleep(3600)\n"), "not ready in time", id="hangs-never"),
+        *(
+            pytest.param(preload, break_app(f"{EXITS[name]}\n"), end, id=f"{name}-at-import-{preload}")
+            for name, end in ENDS.items()
+            for preload in ("auto", "never")
+        ),
+        *(
+            pytest.param("never", break_app(late(EXITS[name])), end, id=f"{name}-after-ready")
+            for name, end in ENDS.items()
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_costs_nothing(fixed: Daemon, preload: str, damage: Callable[[Daemon], None], reason: str) -> None:
+    """The old generation does not notice it, and whoever asked, the log, systemd and the status say what it was."""
+    fixed.pool["preload"] = preload
+    fixed.pool["timeouts"]["start"] = "1s"
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        before = sorted(fixed.pids())
+        damage(fixed)
+        done = fixed.reload()
+        assert done.code == 1, done
+        assert reason in done.err, done
+        failed = fixed.wait_for_event("reload_failed")
+        assert reason in failed["text"] + failed.body if "text" in failed.fields else failed.body
+        fixed.wait_for_notice("STATUS", lambda text: text.startswith("reload failed, still serving: "))
+        status = fixed.status()
+        assert status["master"]["last_reload"]["outcome"] == "failed"
+        assert reason in status["master"]["last_reload"]["error"]
+        assert status["master"]["generation"] == 1
+        assert sorted(fixed.pids()) == before
+        # Nothing of the attempt is left, and the cure works.
+        fixed.wait_for_status(settled(fixed, 1))
+        fixed.settings["pools"]["web"]["workers"]["max"] = 2
+        fixed.save()
+        fixed.write_app("2")
+        assert fixed.ask_reload() == ""
+        fixed.wait_for_status(settled(fixed, fixed.status()["master"]["generation"]))
+        assert ask(fixed)[0] == "2"
+    traffic.check()
+    assert answered_reloads(fixed)
+    assert {event["pid"] for event in fixed.events("worker_exit", cause=lambda c: "asked" not in c)}.isdisjoint(
+        str(pid) for pid in before
+    )
+
+
+def test_health_is_asked_before_anything_old_is_touched(fixed: Daemon) -> None:
+    fixed.pool["health"] = "/health"
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        before = sorted(fixed.pids())
+        fixed.write_app("2", tail="\ndef application(environ, start_response):\n    raise RuntimeError('sick')\n")
+        done = fixed.reload()
+        assert done.code == 1
+        assert "/health answered 500" in done.err
+        assert sorted(fixed.pids()) == before
+    traffic.check()
+
+
+def test_a_newer_hup_overtakes_a_hanging_import(fixed: Daemon) -> None:
+    fixed.pool["timeouts"]["start"] = "60s"
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        fixed.write_app("hangs", head="time.sleep(3600)\n")
+        fixed.signal(signal.SIGHUP)
+        fixed.wait_for_event("template_start", generation=2)
+        fixed.write_app("3")
+        assert fixed.ask_reload() == ""
+        assert ask(fixed)[0] == "3"
+        failed = fixed.wait_for_event("reload_failed")
+        assert "overtaken" in failed["text"]
+    traffic.check()
+    assert answered_reloads(fixed)
+
+
+def test_workers_that_die_after_the_commit_are_rolled_back(daemon: Daemon) -> None:
+    """The old code comes back by itself. Only requests that a dying worker held are lost: one each."""
+    daemon.pool["timeouts"]["probation"] = "20s"
+    daemon.start()
+    # It serves for a while, then each request is its worker's last.
+    tail = """
+good, served = application, 0
+
+def application(environ, start_response):
+    global served
+    served += 1
+    if served > 5:
+        os._exit(1)
+    return good(environ, start_response)
+"""
+    with Traffic(daemon, kept=0) as traffic:
+        daemon.write_app("deadly", tail=tail)
+        daemon.signal(signal.SIGHUP)
+        back = daemon.wait_for_event("generation_rollback", generation=2, to=1)
+        assert "exit code 1" in back["text"]
+        daemon.wait_for_notice("STATUS", lambda text: text.startswith("reload rolled back: "))
+        daemon.wait_for_status(settled(daemon, 1))
+        end = daemon.mark()
+        assert daemon.status()["master"]["last_reload"]["outcome"] == "rolled back"
+        assert ask(daemon)[0] == "1"
+        traffic.wait(50)
+        assert not daemon.events("worker_exit", after=end)
+    deaths = daemon.events("worker_exit", cause="exit code 1", generation=2)
+    assert {outcome.number for outcome in traffic.failed} == {number(event["request"]) for event in deaths}
+    assert answered_reloads(daemon)
+
+
+def number(request: str) -> int:
+    """The number of a client's request, out of its request line."""
+    return int(request.split()[1].partition("n=")[2])
+
+
+# --- listeners --------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_is_added_and_dropped(fixed: Daemon) -> None:
+    first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    fixed.listen_on(first)
+    fixed.start()
+    stays = http.client.HTTPConnection(first, timeout=10)
+    try:
+        kept(stays)
+        with Traffic(fixed) as traffic:
+            fixed.listen_on(first, second)
+            fixed.save()
+            assert fixed.ask_reload() == ""
+            with CountingClient(second) as client:
+                client.wait(50)
+        traffic.check()
+        client.result().check()
+        assert fixed.status()["pools"]["web"]["listen"] == [first, second]
+        with Traffic(fixed, address=second) as traffic:
+            held = fixed.hold("a", first)
+            fixed.listen_on(second)
+            fixed.save()
+            assert fixed.ask_reload() == ""
+            fixed.wait_for_event("listener_closed", listen=first)
+            with pytest.raises(ConnectionRefusedError):
+                ask(fixed, address=first)
+            held.finish()
+        traffic.check()
+        # Whoever was connected stays so.
+        assert kept(stays)[1] in fixed.pids()
+    finally:
+        stays.close()
+
+
+def test_a_port_moves(fixed: Daemon) -> None:
+    """Clients of the old port are refused in the end, but nobody who was let in is cut off."""
+    old, new = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    fixed.listen_on(old)
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        fixed.listen_on(new)
+        fixed.save()
+        assert fixed.ask_reload() == ""
+        with CountingClient(new) as client:
+            client.wait(50)
+        fixed.wait_for_event("listener_closed", listen=old)
+    client.result().check()
+    assert {outcome.failure for outcome in traffic.failed} <= {Failure.REFUSED}, traffic.failed[:5]
+    with socket.create_server(("127.0.0.1", int(old.rpartition(":")[2]))):
+        pass
+
+
+def test_a_port_that_is_taken_costs_nothing(fixed: Daemon) -> None:
+    fixed.start()
+    with Traffic(fixed) as traffic, socket.create_server(("127.0.0.1", 0)) as other:
+        before = sorted(fixed.pids())
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        fixed.pool["listen"] = ["systemd:web", taken]
+        fixed.save()
+        done = fixed.reload()
+        assert done.code == 1
+        assert taken in done.err
+        assert sorted(fixed.pids()) == before
+    traffic.check()
+
+
+def test_a_unix_socket_is_added_and_dropped(fixed: Daemon, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        fixed.pool["listen"] = ["systemd:web", {"address": f"unix:{path}", "mode": "0600"}]
+        fixed.save()
+        assert fixed.ask_reload() == ""
+        assert path.stat().st_mode & 0o777 == 0o600
+        with CountingClient(f"unix:{path}") as client:
+            client.wait(50)
+            fixed.write_app("2")
+            assert fixed.ask_reload() == ""
+            client.wait(50)
+        client.result().check()
+        fixed.pool["listen"] = "systemd:web"
+        fixed.save()
+        assert fixed.ask_reload() == ""
+        fixed.wait_for_event("listener_closed", listen=f"unix:{path}")
+        assert not os.path.lexists(path)
+    traffic.check()

@@ -50,11 +50,6 @@ class TaggedStream(io.TextIOBase):
         """Forget unfinished lines: for a new child, whose parent will finish them."""
         self._unfinished = {}
 
-    def rebind(self, log: EventLog) -> None:
-        """Write with the fields of ``log`` from now on: a worker's instead of its template's."""
-        self._log = log
-        self._emit = log.warning if self._stream == "stderr" else log.info
-
     def finish(self) -> None:
         """Write the unfinished lines. The stream can still be used."""
         left, self._unfinished = self._unfinished, {}

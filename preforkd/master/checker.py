@@ -22,6 +22,7 @@ from preforkd import config as configuration
 from preforkd import privileges
 from preforkd.config import Config
 from preforkd.errors import ConfigError, Mistake, PreforkdError
+from preforkd.logs import compile_format
 from preforkd.spawn import fork_child
 from preforkd.stamp import build_stamp, installed_version
 
@@ -164,6 +165,10 @@ def _answer(path: str, stamp: str | None) -> dict[str, object]:
         }
     try:
         config = configuration.read(path)
+        try:
+            compile_format(config.log.format)
+        except ValueError as error:
+            raise PreforkdError(f"{config.path}: log.format: {error}") from None
         mistakes = configuration.lookup_accounts(config) if os.geteuid() == 0 else []
         if mistakes:
             raise ConfigError(tuple(mistakes))

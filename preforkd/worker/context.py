@@ -17,7 +17,7 @@ from preforkd.estate import Estate, master_gone
 from preforkd.logs import AccessLog, EventLog
 from preforkd.spawn import Channel, ChannelClosed, Message
 from preforkd.wakeup import Wakeup
-from preforkd.worker.settle import point_descriptors, set_title
+from preforkd.worker.settle import set_title
 
 #: Titles change at most so often: a change costs half a microsecond, and ps(1) is not read more often. Seconds.
 _TITLE_INTERVAL = 1.0
@@ -177,7 +177,6 @@ class Context:
     def reopen(self, message: Message, descriptors: list[int]) -> None:
         """Write into the new log files from now on, and say so."""
         self._estate.logs.adopt(descriptors)
-        point_descriptors(self._estate)
         with contextlib.suppress(ChannelClosed):
             self._channel.send({"reopened": message["reopen"]})
 

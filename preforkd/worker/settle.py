@@ -36,11 +36,7 @@ def tag_output(estate: Estate, who: str) -> None:
             stream.rebind(events)
         else:
             setattr(sys, name, TaggedStream(events, name))
-    point_descriptors(estate)
-
-
-def point_descriptors(estate: Estate) -> None:
-    """Let descriptors 1 and 2 lead to the error log, again after its file was opened anew."""
+    # After a rotation `Logs.adopt` sees to these copies, too.
     raw = estate.logs.events.fileno()
     for descriptor in (1, 2):
         if raw != descriptor:

@@ -32,7 +32,7 @@ from preforkd.stamp import build_stamp, installed_version
 from preforkd.wakeup import Wakeup
 from preforkd.worker import main as worker_main
 from preforkd.worker.leftovers import find_leftovers, open_descriptors
-from preforkd.worker.settle import become, point_descriptors, set_title, tag_output
+from preforkd.worker.settle import become, set_title, tag_output
 
 #: A stem that cannot be forked is tried again after so long. Seconds.
 _FORK_RETRY = 0.2
@@ -154,7 +154,6 @@ class _Nursery:
                 self._waiting.append((message, descriptors))
             elif "reopen" in message:
                 self._estate.logs.adopt(descriptors)
-                point_descriptors(self._estate)
                 # The stem still has the old files; its workers would be told at once, but why begin so.
                 self._end_stem()
 

@@ -7,10 +7,8 @@ that the file names. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configu
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -107,22 +105,7 @@ def checked(path: str) -> Checked:
 
 def _control(arguments: argparse.Namespace) -> str:
     """The control socket of the master that runs this configuration, which may be broken by now."""
-    path = _path(arguments)
-    try:
-        config = checked(path).config
-    except PreforkdError:
-        return _guess_control(path)
-    assert config is not None
-    return config.control
-
-
-def _guess_control(path: str) -> str:
-    """Where a broken file most probably says that the control socket is: an edit must not keep anybody from asking."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        found = re.search(r"^control:[ \t]*([\"']?)([^\s\"'#]+)\1", file.read(1 << 18), re.MULTILINE)
-        if found:
-            return os.path.join(os.path.dirname(path), found.group(2))
-    return configuration.runtime_files(path)[1]
+    return configuration.runtime_of(_path(arguments))[1]
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import os
 import resource
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
 
 import setproctitle
 
+from preforkd import config as configuration
 from preforkd import systemd
 from preforkd.control.server import ControlServer
 from preforkd.errors import ExitCode, PreforkdError
@@ -46,6 +48,7 @@ def _serve(checked: Checked, on_start: Callable[[str | None], None]) -> int:
     stamp = build_stamp()
     os.umask(config.umask)
     os.chdir("/")
+    _make_runtime_folder(config.pid_file, config.control)
     logs = open_logs(config.log)
     try:
         pid_file = PidFile.acquire(config.pid_file)
@@ -78,6 +81,25 @@ def _serve(checked: Checked, on_start: Callable[[str | None], None]) -> int:
         control.close()
         pid_file.release()
         raise
+
+
+def _make_runtime_folder(*files: str) -> None:
+    """Make the default folder of pid file and control socket; below /tmp it must be ours, or somebody else's trap.
+
+    Raises:
+        PreforkdError: somebody else made it.
+    """
+    folder = configuration.runtime_folder()
+    if folder not in map(os.path.dirname, files):
+        return
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o755 if os.geteuid() == 0 else 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PreforkdError(
+            f"cannot use the folder {folder} for the pid file and the control socket: it must be a directory of yours"
+            " that nobody else can write to; remove it, set XDG_RUNTIME_DIR, or name pid_file: and control: in the file"
+        )
 
 
 def _raise_limit() -> None:

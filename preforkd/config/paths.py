@@ -17,13 +17,13 @@ SYSTEM_FILE = "/etc/preforkd/preforkd.yaml"
 
 
 def runtime_folder(uid: int | None = None, environ: Mapping[str, str] | None = None) -> str:
-    """The folder for pid file and control socket: root's, the session's, or one in /tmp with the user's number."""
+    """The folder for pid file and control socket: root's, the user's own, or one in /tmp with the user's number."""
     uid = os.geteuid() if uid is None else uid
     environ = os.environ if environ is None else environ
     if uid == 0:
         return "/run/preforkd"
-    session = environ.get("XDG_RUNTIME_DIR", "")
-    return os.path.join(session, "preforkd") if os.path.isabs(session) else f"/tmp/preforkd-{uid}"  # noqa: S108
+    own = environ.get("XDG_RUNTIME_DIR", "")
+    return os.path.join(own, "preforkd") if os.path.isabs(own) else f"/tmp/preforkd-{uid}"  # noqa: S108
 
 
 def runtime_files(path: str, uid: int | None = None, environ: Mapping[str, str] | None = None) -> tuple[str, str]:

@@ -26,8 +26,8 @@ PATIENCE_MAX = 320.0
 #: Growth sooner than this many seconds after a shrink means that the shrink was a mistake; growth later than ten times
 #: that, that it was none, and half of what was learned is forgotten.
 REGRET = 60.0
-#: Seconds without a wish to grow beyond ``max`` that end an episode at the limit. Shorter, and a pool whose load touches
-#: the limit now and then fills the log.
+#: Seconds without a wish to grow beyond ``max`` that end an episode at the limit. Shorter, and a pool whose load
+#: touches the limit now and then fills the log.
 EPISODE = 60.0
 #: Small pools may grow by this many at once.
 GROW_AT_LEAST = 4

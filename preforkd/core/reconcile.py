@@ -58,8 +58,8 @@ SIGQUIT, SIGKILL, SIGTERM = 3, 9, 15
 #: A canary must stay up so long after it said "ready". It is what a reload takes at least; ten times longer would be
 #: felt by the person who waits, ten times shorter would not catch a worker that exits right after its start. Seconds.
 SETTLE = 0.2
-#: An order without a pid: the intermediate, then the template, hangs (facts: a stopped intermediate). A canary that is not
-#: born after three times as long will not be. Seconds.
+#: An order without a pid: the intermediate, then the template, hangs (facts: a stopped intermediate). A canary that is
+#: not born after three times as long will not be. Seconds.
 ORDER_DEADLINE = 5.0
 #: A template that is stopped (SIGSTOP) for so long is replaced; its workers go on. Seconds.
 TEMPLATE_STOPPED = 5.0

@@ -178,8 +178,8 @@ class Supervisor:
     def _floor(self) -> dict[str, int]:
         """What the takeover that begins now must not go below.
 
-        While another one is under way, old and new workers serve side by side; counting both would let a storm of reloads
-        inflate the pool.
+        While another one is under way, old and new workers serve side by side; counting both would let a storm of
+        reloads inflate the pool.
         """
         floor = self._serving()
         goal = self.goal

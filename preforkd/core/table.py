@@ -11,8 +11,8 @@ performed; `reconcile` only reads. Rules that the table keeps by itself:
 `EARLY` seconds after. Rounds of early deaths in a row make the next order wait, twice as long each time (einhorn slows
 down the same way; php-fpm, nginx, unicorn and gunicorn respawn at once and for ever). All that die of what was ordered
 before the last failure are one round: thirty workers that miss their database in one moment are one bad moment. One
-worker that stays up after the last failure ends the row. Only the generation that serves is counted: a candidate fails by
-itself (`PoolAccount.deaths`), and its faults must not hold up the replacements of what goes on serving. Deaths by a
+worker that stays up after the last failure ends the row. Only the generation that serves is counted: a candidate fails
+by itself (`PoolAccount.deaths`), and its faults must not hold up the replacements of what goes on serving. Deaths by a
 signal from outside never count as early, else somebody with ``kill -9`` could talk the pool into not serving, but every
 replacement takes a token from a bucket, which bounds the forks per second.
 
@@ -54,8 +54,8 @@ BACKOFF_MAX = 30.0
 #: Replacements: so many at once per pool slot, refilled at so many a second.
 TOKENS_PER_SECOND = 20.0
 TOKENS_LEAST = 20.0
-#: Waits of a shortage. Longer at first, and a stem that somebody killed delays a replacement that is waited for; shorter
-#: at last, and a master without processes to fork is busy with asking for them. Seconds.
+#: Waits of a shortage. Longer at first, and a stem that somebody killed delays a replacement that is waited for;
+#: shorter at last, and a master without processes to fork is busy with asking for them. Seconds.
 SHORT_FIRST = 0.05
 SHORT_MAX = 1.0
 
@@ -141,8 +141,8 @@ class Table:
         """Slots below ``capacity`` that a worker of the generation may get, the best first.
 
         First those that nobody in the pool has, lowest first. Then those of other generations: each generation has a
-        scoreboard of its own, so that is safe, and without it one with few slots would wait for ever for the workers of a
-        large one, which wait for it.
+        scoreboard of its own, so that is safe, and without it one with few slots would wait for ever for the workers of
+        a large one, which wait for it.
         """
         free = set(range(capacity))
         shared = set()
@@ -159,7 +159,8 @@ class Table:
         return not (self.workers or self.templates)
 
     def unborn(self) -> bool:
-        """True when no process is known: whoever is still entered was ordered and has not said its pid, if it ever will.
+        """True when no process is known: whoever is still entered was ordered and has not said its pid, if it ever
+        will.
 
         While stopping, every child of ours is a stranger then; a stopped intermediate may be among them.
         """

@@ -71,6 +71,7 @@ class Checker:
         self._data = bytearray()
         self.ended = False
         self.is_reaped = False
+        self._too_long = False
         self._how = ""
 
     def fileno(self) -> int:
@@ -84,7 +85,11 @@ class Checker:
             except BlockingIOError:
                 return False
             self._data += part
-            if not part or len(self._data) > _ANSWER:
+            if len(self._data) > _ANSWER:
+                # It would go on writing for ever into a pipe that nobody reads.
+                self._too_long = self.ended = True
+                self._kill()
+            elif not part:
                 self.ended = True
         return True
 
@@ -94,7 +99,7 @@ class Checker:
         if signum == signal.SIGXCPU:
             self._how = f"it used more than {_CPU_SECONDS} s of processor time"
         elif signum is not None:
-            self._how = f"it was killed by signal {signum}"
+            self._how = f"it was killed by signal {signum} ({_signal_name(signum)})"
         else:
             self._how = f"it ended with exit code {code}"
 
@@ -105,14 +110,19 @@ class Checker:
 
     def close(self) -> None:
         """End the child, which its parent reaps as any other, and the pipe."""
+        self._kill()
+        os.close(self._pipe)
+
+    def _kill(self) -> None:
         if not self.is_reaped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        os.close(self._pipe)
 
     def answer(self) -> Checked:
         """What the child said, after `read` returned True."""
         os.close(self._pipe)
+        if self._too_long:
+            return Checked(failure=f"the check of the configuration gave an answer longer than {_ANSWER >> 20} MiB")
         try:
             data = json.loads(bytes(self._data))
         except ValueError:
@@ -145,10 +155,21 @@ class Checker:
         return self.answer()
 
 
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # a real-time signal
+        return "unknown"
+
+
 def _check(path: str, stamp: str | None, write: int) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS + 1))
-    answer = json.dumps(_answer(path, stamp)).encode()
+    try:
+        answer = json.dumps(_answer(path, stamp)).encode()
+    except MemoryError:
+        failure = f"the check of the configuration needed more than {_MEMORY >> 20} MiB of memory and was ended"
+        answer = json.dumps({"failure": failure}).encode()
     os.set_blocking(write, True)
     while answer:
         answer = answer[os.write(write, answer) :]

@@ -381,9 +381,7 @@ class Master:
         checker = self._kernel.checker
         if checker is None:
             return
-        if checker.read():
-            if not checker.is_reaped:
-                return  # how it ended is part of the answer; SIGCHLD follows
+        if checker.read() and checker.is_reaped:  # how it ended is part of the answer; SIGCHLD follows the end of file
             checked = checker.answer()
         elif now >= checker.deadline:
             checked = checker.give_up()

@@ -53,11 +53,13 @@ class Channel:
         self.socket.close()
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
-        """Send without blocking. False when the other side has not read enough for it to fit, or the kernel has no room.
+        """Send without blocking. False when the other side has not read enough for it to fit, or the kernel has no
+        room.
 
         Raises:
             ChannelClosed: nobody is at the other end.
-            ValueError: it is longer than `PACKET`, and the other end (the master, as often as not) would stumble over it.
+            ValueError: it is longer than `PACKET`, and the other end (the master, as often as not) would stumble over
+            it.
         """
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > PACKET:

@@ -125,7 +125,8 @@ class Event:
     when: str = ""
 
     def __getitem__(self, key: str) -> str:
-        value = self.fields[key]
+        """The value of a field; of ``text``, also where it stands below the event."""
+        value = self.body if key == "text" and self.text else self.fields[key]
         return "" if value is None else value
 
     @property
@@ -329,7 +330,10 @@ class Daemon:
             self.listener.close()
             self.listener = None
         if ready:
+            # It serves from its first worker on, which is when it says so; tests want them all.
             self.wait_for_notice("READY", "1", after=notices)
+            want = {name: pool.get("workers", {}).get("start", 5) for name, pool in self.settings["pools"].items()}
+            self.wait_for_status(lambda _: all(len(self.pids(name)) >= many for name, many in want.items()))
 
     def _launch(
         self,

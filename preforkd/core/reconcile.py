@@ -338,11 +338,12 @@ def _order(
         if not wishes.due(account.not_before, now):
             return 0
         if account.failures > FREE_FAILURES:
-            # In a crash loop one worker at a time tries whether it is over.
+            # In a crash loop one worker at a time tries whether it is over. It has to stay up, not only to get ready:
+            # then `_recovery` ends the row.
             trying = sum(
                 worker.generation == generation.number
                 and worker.leave is None
-                and worker.state in (WorkerState.ORDERED, WorkerState.STARTING)
+                and (worker.state is not WorkerState.SERVING or worker.ready_at > account.failed_at)
                 for worker in table.of(name)
             )
             count = min(count, 1 - trying)

@@ -19,6 +19,7 @@ from preforkd.http import Peer
 _VERSION = 1
 #: version, deadline of the head (infinite: none), client port, server port, lengths of client and server names.
 _HEADER = struct.Struct("=BdHHBB")
+_INT = struct.Struct("i")
 #: The longest message: a head of the largest allowed size, which the kernel's socket buffer bounds anyway.
 _MESSAGE = 256 * 1024
 
@@ -46,7 +47,9 @@ def give(pair_end: socket.socket, handed: Handed) -> bool:
         _VERSION, handed.deadline, handed.peer.client_port, handed.peer.server_port, len(client), len(server)
     )
     try:
-        socket.send_fds(pair_end, [header + client + server + handed.data], [handed.fd], socket.MSG_DONTWAIT)
+        # Not socket.send_fds and recv_fds: they forget their flags (CPython 3.11).
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(handed.fd))
+        pair_end.sendmsg([header, client, server, handed.data], [rights], socket.MSG_DONTWAIT)
     except OSError:
         return False
     return True
@@ -59,9 +62,16 @@ def take(pair_end: socket.socket) -> Handed | None:
         OSError: The descriptors of this process are used up (EMFILE), or the pair is broken.
     """
     try:
-        message, fds, flags, _ = socket.recv_fds(pair_end, _MESSAGE, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+        message, ancillary, flags, _ = pair_end.recvmsg(
+            _MESSAGE, socket.CMSG_LEN(_INT.size), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        )
     except BlockingIOError:
         return None
+    fds = [
+        _INT.unpack_from(data)[0]
+        for level, kind, data in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= _INT.size
+    ]
     if not fds:
         return None
     try:

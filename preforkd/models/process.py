@@ -52,6 +52,22 @@ _PAUSE = 1.0
 _REPORT_EVERY = 10.0
 
 _EXCLUSIVE = select.EPOLLIN | select.EPOLLEXCLUSIVE
+#: Failures of a connection that was in the queue, not of the listener: accept(2), "Error handling".
+_CLIENTS = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EPERM,  # by a firewall
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.ETIMEDOUT,
+        errno.ENONET,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+    )
+)
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -121,7 +137,7 @@ class _Loop:
         watched = [event for event in events if event[0] in self._watched]
         if watched:
             self._look(watched)
-            if self._ctx.leaving:
+            if self._ctx.leaving and not self._left:
                 return  # what is ready is reported again, and served knowing that we leave
         for _ in range(len(self._ready)):
             connection = self._ready.popleft()
@@ -151,7 +167,7 @@ class _Loop:
         for fd, mask in events:
             self._watched[fd]()
             if mask & (select.EPOLLHUP | select.EPOLLERR):
-                self._epoll.unregister(fd)
+                self._forget(fd)
                 del self._watched[fd]
         wanted = self._ctx.watch()
         for fd in [fd for fd in self._watched if fd not in wanted]:
@@ -212,9 +228,9 @@ class _Loop:
                 # the last one (Nagle) would only delay it.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._listeners[listener.fileno()] = (listener, name, port)
+        self._resume()
         if self._handover is not None:
             self._keep_spare()
-        self._resume()
 
     def _resume(self) -> None:
         self._resume_at = math.inf
@@ -245,7 +261,9 @@ class _Loop:
         except OSError as error:
             if error.errno in _SHORTAGE:
                 self._shortage(error)
-            # Anything else is the failure of a connection that was in the queue: accept(2), "Error handling".
+            elif error.errno not in _CLIENTS:
+                self._ctx.log.error("accept_failed", address=listener.getsockname(), error=str(error))
+                self._pause()  # and try again: somebody has shut the shared listener down, or worse
             return
         os.set_blocking(client_fd, False)
         if listener.family == socket.AF_UNIX:

@@ -45,6 +45,7 @@ def run(estate: Estate) -> int:
     set_title(f"{estate.pool.name} template g{estate.generation} loading")
     tag_output(estate, "template")
     handler: Any = None
+    seconds = 0.0
     try:
         become(estate.pool, estate.identity)
         if master_gone(estate.master_pid):
@@ -70,9 +71,7 @@ def run(estate: Estate) -> int:
             # A collection in a child would touch every object and copy what is shared (facts F3: 54 MiB, 100 ms).
             gc.collect()
             gc.freeze()
-            _tell(estate, {"loaded": round(time.monotonic() - started, 3)})
-        else:
-            _tell(estate, {"loaded": 0.0})
+            seconds = time.monotonic() - started
     except PreforkdError as error:
         _tell(estate, {"failed": cut(str(error))})
         return ExitCode.BOOT_FAILED
@@ -80,7 +79,10 @@ def run(estate: Estate) -> int:
         _tell(estate, {"failed": cut(traceback.format_exc())})
         return ExitCode.BOOT_FAILED
     set_title(f"{estate.pool.name} template g{estate.generation}")
-    return _Nursery(estate, handler).run()
+    nursery = _Nursery(estate, handler)
+    # Not before: from now on it is asked to leave like anybody else, and takes that as a wish.
+    _tell(estate, {"loaded": round(seconds, 3)})
+    return nursery.run()
 
 
 def refuse_mixed_versions(stamp: str) -> None:

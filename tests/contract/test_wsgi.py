@@ -257,7 +257,7 @@ def test_file_wrapper_takes_all_kinds(serve: Serve, tmp_path: Path) -> None:
             return self.left.pop(0) if self.left else b""
 
     def positioned() -> Any:
-        file = plain.open("rb")  # noqa: SIM115  # closed by the server
+        file = plain.open("rb")
         file.read(9_990)
         return file
 
@@ -271,11 +271,11 @@ def test_file_wrapper_takes_all_kinds(serve: Serve, tmp_path: Path) -> None:
         "/plain": lambda: plain.open("rb"),
         "/unbuffered": lambda: plain.open("rb", buffering=0),
         "/positioned": positioned,
-        "/gzip": lambda: gzip.open(packed),
+        "/gzip": lambda: gzip.open(packed),  # noqa: SIM115
         "/memory": lambda: io.BytesIO(content),
         "/temporary": temporary,
         "/read": Unread,
-        "/empty": lambda: Path("/dev/null").open("rb"),
+        "/empty": lambda: Path("/dev/null").open("rb"),  # noqa: SIM115
     }
 
     def application(environ: Environ, start_response: Any) -> Iterable[bytes]:

@@ -1,4 +1,4 @@
-"""The child that reads the configuration: whatever befalls it is an answer in words, and nothing happens to the master."""
+"""The child that reads the configuration: whatever befalls it is an answer in words, and the master goes on."""
 
 from __future__ import annotations
 

@@ -60,7 +60,9 @@ def test_a_thread_that_python_did_not_start_is_found() -> None:
 def test_a_connection_is_named_by_its_peer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
-        assert findings(lambda: socket.create_connection((host, port))) == [f"a socket is open (connected to {host}:{port})"]
+        assert findings(lambda: socket.create_connection((host, port))) == [
+            f"a socket is open (connected to {host}:{port})"
+        ]
 
 
 def test_a_listener_is_named_by_its_address(tmp_path: Path) -> None:
@@ -139,20 +141,28 @@ def ended_child() -> None:
         joined_thread,
         lambda: [joined_thread() for _ in range(50)],  # type: ignore[func-returns-value]
         ended_child,
-        lambda: open(os.devnull, "w"),
-        lambda: open(__file__),
+        lambda: os.open(os.devnull, os.O_WRONLY),
+        lambda: os.open(__file__, os.O_RDONLY),
         lambda: os.open("/proc/self", os.O_PATH),
-        lambda: open("/dev/urandom", "rb"),
+        lambda: os.open("/dev/urandom", os.O_RDONLY),
     ],
-    ids=["nothing", "a-thread-just-joined", "many-just-joined", "a-child-that-ended", "dev-null", "a-file", "a-directory",
-         "random"],
-)  # fmt: skip
+    ids=[
+        "nothing",
+        "thread-just-joined",
+        "many-just-joined",
+        "child-that-ended",
+        "null",
+        "file",
+        "directory",
+        "random",
+    ],
+)
 def test_harmless_things_are_no_findings(leave: Callable[[], object]) -> None:
     assert findings(leave) == []
 
 
 def test_a_log_file_that_is_appended_to_is_no_finding(tmp_path: Path) -> None:
-    assert findings(lambda: open(tmp_path / "site.log", "a")) == []
+    assert findings(lambda: os.open(tmp_path / "site.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)) == []
 
 
 def test_what_was_open_before_is_none_of_the_imports_doing() -> None:
@@ -167,11 +177,9 @@ def test_what_was_open_before_is_none_of_the_imports_doing() -> None:
 
 @pytest.mark.may_skip("numpy is no dependency; where it is installed, it has to be no finding")
 def test_numpy_is_no_finding() -> None:
-    pytest.importorskip("numpy")
+    numpy = pytest.importorskip("numpy")
 
     def leave() -> object:
-        import numpy
-
         return numpy.ones((300, 300)) @ numpy.ones((300, 300))
 
     assert findings(leave) == []

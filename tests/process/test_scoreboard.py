@@ -1,4 +1,4 @@
-"""The scoreboard: what one process writes, another reads, without a lock and without ever seeing what was never there."""
+"""The scoreboard: what one process writes, another reads, without a lock and without seeing what was never there."""
 
 from __future__ import annotations
 

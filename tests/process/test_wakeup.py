@@ -43,7 +43,7 @@ def test_a_burst_of_dying_children_loses_none() -> None:
         reading, writing = os.pipe()
         born = {fork_child(lambda: 0 if os.read(reading, 1) == b"" else 1, {reading}) for _ in range(60)}
         os.close(writing)
-        reaped = set()
+        reaped: set[int] = set()
         while reaped != born:
             assert ready(wakeup, PATIENCE), f"{len(born - reaped)} deaths were not heard of"
             assert wakeup.drain() <= {signal.SIGCHLD}
@@ -61,7 +61,12 @@ def test_a_signal_that_only_the_child_received_changes_nothing_in_the_parent() -
     def child() -> None:
         wakeup = Wakeup((signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP))
         for signum in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
-            pid = fork_child(lambda signum=signum: (signal.raise_signal(signum), 0)[1])  # type: ignore[misc]
+
+            def live(signum: int = signum) -> int:
+                signal.raise_signal(signum)
+                return 0
+
+            pid = fork_child(live)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signum
             assert not ready(wakeup)
             assert wakeup.drain() == set()

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.counting_client import CountingClient, Failure
 from tests.system.daemon import Daemon, free_port
-from tests.system.traffic import Traffic
+from tests.system.traffic import Traffic, ask, number_of, settled
 
 
 @pytest.fixture
@@ -23,29 +23,6 @@ def fixed(daemon: Daemon) -> Daemon:
     """Two workers, whatever the load, so that nothing but the test changes who serves."""
     daemon.pool["workers"] = {"start": 2, "min_spare": 1, "max_spare": 2, "max": 2}
     return daemon
-
-
-def ask(daemon: Daemon, path: str = "/", address: str = "") -> tuple[str, int]:
-    """One request on a connection of its own: the application's version, and who answered."""
-    connection = http.client.HTTPConnection(address or daemon.address, timeout=10)
-    try:
-        connection.request("GET", path, headers={"Connection": "close"})
-        response = connection.getresponse()
-        body = response.read().decode()
-        assert response.status == 200, body
-        return body, int(response.headers["X-Worker-Pid"])
-    finally:
-        connection.close()
-
-
-def settled(daemon: Daemon, generation: int) -> Callable[[dict[str, object]], bool]:
-    """For `wait_for_status`: only that generation serves, and nobody of another is left."""
-
-    def look(status: dict[str, object]) -> bool:
-        workers = status["pools"]["web"]["workers"]  # type: ignore[index]
-        return all(w["generation"] == generation and w["state"] in ("idle", "busy") for w in workers)
-
-    return look
 
 
 def answered_reloads(daemon: Daemon) -> bool:
@@ -67,7 +44,7 @@ def test_new_code_serves_and_nobody_fails(fixed: Daemon, preload: str) -> None:
             done = fixed.reload()
             assert (done.code, done.err) == (0, ""), done
             assert f"generation {version}" in done.out
-            fixed.wait_for_status(settled(fixed, int(version)))
+            fixed.wait_for_status(settled(int(version)))
             assert ask(fixed)[0] == version
             traffic.wait(20)
     traffic.check()
@@ -88,7 +65,7 @@ def test_twenty_hups_in_two_seconds(daemon: Daemon) -> None:
             daemon.wait_for_event("reload_done", count=starts)
             ends = len(daemon.events("reload_start"))
         generation = daemon.status()["master"]["generation"]
-        daemon.wait_for_status(settled(daemon, generation))
+        daemon.wait_for_status(settled(generation))
         before = len(traffic.outcomes)
         traffic.wait(20)
         assert {ask(daemon)[0] for _ in range(10)} == {last}
@@ -111,7 +88,7 @@ def test_a_slow_import_costs_nobody(fixed: Daemon, preload: str) -> None:
         begun = time.monotonic()
         assert fixed.ask_reload() == ""
         ended = time.monotonic()
-        fixed.wait_for_status(settled(fixed, 2))
+        fixed.wait_for_status(settled(2))
         traffic.wait(20)
     traffic.check(100)
     assert ended - begun >= 2
@@ -135,7 +112,7 @@ def test_idle_connections_are_handed_over(fixed: Daemon) -> None:
         for version in ("2", "3"):
             fixed.write_app(version)
             assert fixed.ask_reload() == ""
-            fixed.wait_for_status(settled(fixed, int(version)))
+            fixed.wait_for_status(settled(int(version)))
             answers = [kept(connection) for connection in connections]
             assert {body for body, _ in answers} == {version}
             assert old.isdisjoint(pid for _, pid in answers)
@@ -195,55 +172,63 @@ def late(statement: str) -> str:
     return f"import threading\nthreading.Timer(0.08, lambda: {statement}).start()\n"
 
 
+CONFIGURATION = {
+    "syntax": (bad_syntax, "preforkd.yaml:"),
+    "value": (bad_value, "pools.web.workers.max"),
+}
+APPLICATION = {
+    "raises": (break_app("raise RuntimeError('by intent')\n"), "RuntimeError: by intent"),
+    "syntax error": (break_app("def broken(:\n"), "SyntaxError"),
+    "sys.exit": (break_app("sys.exit('no way')\n"), "no way"),
+    "no attribute": (lambda daemon: daemon.write_module("x = 1\n"), "application"),
+    "hangs": (break_app("time.sleep(3600)\n"), "not ready in time"),
+    **{f"{name} at import": (break_app(f"{EXITS[name]}\n"), ENDS[name]) for name in EXITS},
+}
+READY = {f"{name} when ready": (break_app(late(EXITS[name])), ENDS[name]) for name in EXITS}
+
+
 @pytest.mark.parametrize(
-    ("preload", "damage", "reason"),
+    ("preload", "mistakes"),
     [
-        pytest.param("auto", bad_syntax, "preforkd.yaml:", id="yaml"),
-        pytest.param("auto", bad_value, "pools.web.workers.max", id="value"),
-        pytest.param("auto", break_app("raise RuntimeError('by intent')\n"), "RuntimeError: by intent", id="raises"),
-        pytest.param("never", break_app("raise RuntimeError('by intent')\n"), "RuntimeError: by intent", id="raises-no"),
-        pytest.param("auto", break_app("def broken(:\n"), "SyntaxError", id="syntax"),
-        pytest.param("auto", break_app("sys.exit('no way')\n"), "no way", id="sys-exit"),
-        pytest.param("auto", lambda d: d.write_module("x = 1\n"), "application", id="no-attribute"),
-        pytest.param("auto", break_app("time.sleep(3600)\n"), "not ready in time", id="hangs"),
-        pytest.param("never", break_app("time.sleep(3600)\n"), "not ready in time", id="hangs-never"),
-        *(
-            pytest.param(preload, break_app(f"{EXITS[name]}\n"), end, id=f"{name}-at-import-{preload}")
-            for name, end in ENDS.items()
-            for preload in ("auto", "never")
-        ),
-        *(
-            pytest.param("never", break_app(late(EXITS[name])), end, id=f"{name}-after-ready")
-            for name, end in ENDS.items()
-        ),
+        pytest.param("auto", CONFIGURATION, id="configuration"),
+        pytest.param("auto", APPLICATION, id="application"),
+        pytest.param("never", APPLICATION, id="application-never"),
+        pytest.param("never", READY, id="ready-never"),
     ],
-)  # fmt: skip
-def test_a_mistake_costs_nothing(fixed: Daemon, preload: str, damage: Callable[[Daemon], None], reason: str) -> None:
+)
+def test_a_mistake_costs_nothing(
+    fixed: Daemon, preload: str, mistakes: dict[str, tuple[Callable[[Daemon], None], str]]
+) -> None:
     """The old generation does not notice it, and whoever asked, the log, systemd and the status say what it was."""
     fixed.pool["preload"] = preload
     fixed.pool["timeouts"]["start"] = "1s"
     fixed.start()
     with Traffic(fixed) as traffic:
         before = sorted(fixed.pids())
-        damage(fixed)
+        for name, (damage, reason) in mistakes.items():
+            mark, notices = fixed.mark(), len(fixed.notices())
+            damage(fixed)
+            answer = fixed.ask_reload()
+            assert reason in answer, f"{name}: {answer or 'it was done'}"
+            failed = fixed.wait_for_event("reload_failed", after=mark)
+            assert reason in failed["text"], f"{name}: {failed}"
+            fixed.wait_for_notice(
+                "STATUS", lambda text: text.startswith("reload failed, still serving: "), after=notices
+            )
+            status = fixed.wait_for_status(settled(1))
+            assert status["master"]["generation"] == 1, name
+            assert status["master"]["last_reload"]["outcome"] == "failed", name
+            assert reason in status["master"]["last_reload"]["error"], name
+            assert sorted(fixed.pids()) == before, name
+            fixed.settings["pools"]["web"]["workers"]["max"] = 2
+            fixed.save()
+        # A command says it to people, with its exit status.
         done = fixed.reload()
-        assert done.code == 1, done
-        assert reason in done.err, done
-        failed = fixed.wait_for_event("reload_failed")
-        assert reason in failed["text"]
-        fixed.wait_for_notice("STATUS", lambda text: text.startswith("reload failed, still serving: "))
-        status = fixed.status()
-        assert status["master"]["last_reload"]["outcome"] == "failed"
-        assert reason in status["master"]["last_reload"]["error"]
-        assert status["master"]["generation"] == 1
-        assert sorted(fixed.pids()) == before
-        # Nothing of the attempt is left, and the cure works.
-        fixed.wait_for_status(settled(fixed, 1))
-        fixed.settings["pools"]["web"]["workers"]["max"] = 2
-        fixed.save()
+        assert (done.code == 0) == (mistakes is CONFIGURATION), done
+        assert done.code == 0 or reason in done.err, done
         fixed.write_app("2")
         assert fixed.ask_reload() == ""
-        fixed.wait_for_status(settled(fixed, fixed.status()["master"]["generation"]))
+        fixed.wait_for_status(settled(fixed.status()["master"]["generation"]))
         assert ask(fixed)[0] == "2"
     traffic.check()
     assert answered_reloads(fixed)
@@ -302,20 +287,15 @@ def application(environ, start_response):
         back = daemon.wait_for_event("generation_rollback", generation=2, to=1)
         assert "exit code 1" in back["text"]
         daemon.wait_for_notice("STATUS", lambda text: text.startswith("reload rolled back: "))
-        daemon.wait_for_status(settled(daemon, 1))
+        daemon.wait_for_status(settled(1))
         end = daemon.mark()
         assert daemon.status()["master"]["last_reload"]["outcome"] == "rolled back"
         assert ask(daemon)[0] == "1"
         traffic.wait(50)
         assert not daemon.events("worker_exit", after=end)
     deaths = daemon.events("worker_exit", cause="exit code 1", generation=2)
-    assert {outcome.number for outcome in traffic.failed} == {number(event["request"]) for event in deaths}
+    assert {outcome.number for outcome in traffic.failed} == {number_of(event["request"]) for event in deaths}
     assert answered_reloads(daemon)
-
-
-def number(request: str) -> int:
-    """The number of a client's request, out of its request line."""
-    return int(request.split()[1].partition("n=")[2])
 
 
 # --- listeners --------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.support.counting_client import CountingClient, Outcome, Result
 from tests.system.daemon import Daemon
@@ -85,4 +87,32 @@ class Traffic:
             result.check(at_least)
 
 
-__all__ = ["PACE", "Traffic"]
+def ask(daemon: Daemon, path: str = "/", address: str = "") -> tuple[str, int]:
+    """One request on a connection of its own: the body (the application's version), and who answered."""
+    connection = http.client.HTTPConnection(address or daemon.address, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        body = response.read().decode()
+        assert response.status == 200, body
+        return body, int(response.headers["X-Worker-Pid"])
+    finally:
+        connection.close()
+
+
+def number_of(request: str) -> int:
+    """The number of a client's request, out of its request line."""
+    return int(request.split()[1].partition("n=")[2])
+
+
+def settled(generation: int) -> Callable[[dict[str, Any]], bool]:
+    """For `Daemon.wait_for_status`: only that generation serves, and nobody of another is left."""
+
+    def look(status: dict[str, Any]) -> bool:
+        workers = status["pools"]["web"]["workers"]
+        return all(w["generation"] == generation and w["state"] in ("idle", "busy") for w in workers)
+
+    return look
+
+
+__all__ = ["PACE", "Traffic", "ask", "number_of", "settled"]

@@ -1,7 +1,7 @@
 """Imports point down only: the drawing of the layers as data, held against what the files import.
 
-Inside a row of the drawing nothing imports sideways either, but for what `ALSO` names. What is imported only for the type
-checker (``if TYPE_CHECKING:``) does not count; what a function imports late does.
+Inside a row of the drawing nothing imports sideways either, but for what `ALSO` names. What is imported only for the
+type checker (``if TYPE_CHECKING:``) does not count; what a function imports late does.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # What the master leaves to a template: put together from the row below.
     ("estate",),
     (
-        "control", "listeners", "logs", "pidfile", "privileges", "scoreboard", "spawn", "stamp", "systemd", "unixsocket",
-        "wakeup", "welcome",
+        "control", "listeners", "logs", "pidfile", "privileges", "scoreboard", "spawn", "stamp", "systemd",
+        "unixsocket", "wakeup", "welcome",
     ),
     ("core",),
     ("config", "errors", "model"),
@@ -45,12 +45,24 @@ ALSO: dict[str, dict[str, str]] = {
 }
 
 #: What the pure part must not know of (DESIGN 4).
-IMPURE = {"os", "socket", "time", "logging", "select", "signal", "subprocess", "threading", "asyncio", "random", "datetime"}
+IMPURE = {
+    "os",
+    "socket",
+    "time",
+    "logging",
+    "select",
+    "signal",
+    "subprocess",
+    "threading",
+    "asyncio",
+    "random",
+    "datetime",
+}
 
 #: What a master never has in its memory, whatever it does.
 NEVER_IN_THE_MASTER = {
-    "asyncio", "concurrent.futures", "django", "flask", "http.server", "logging.handlers", "multiprocessing", "socketserver",
-    "subprocess", "urllib.request", "wsgiref",
+    "asyncio", "concurrent.futures", "django", "flask", "http.server", "logging.handlers", "multiprocessing",
+    "socketserver", "subprocess", "urllib.request", "wsgiref",
 }  # fmt: skip
 
 
@@ -145,7 +157,9 @@ def test_the_core_is_pure() -> None:
     wrong = []
     for module, path in files():
         if unit_of(module) in ("core", "model"):
-            wrong += [f"{module}:{line}: {name}" for line, name in imports(module, path) if name.split(".")[0] in IMPURE]
+            wrong += [
+                f"{module}:{line}: {name}" for line, name in imports(module, path) if name.split(".")[0] in IMPURE
+            ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -157,7 +171,8 @@ def test_the_reader_of_imports_sees_them_all(tmp_path: Path) -> None:
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    import preforkd.master\n"
         "else:\n    import preforkd.http\n"
-        "def late():\n    from preforkd.spawn import fork_child\n    from .deadlines import Deadlines\n    from .. import errors\n"
+        "def late():\n    from preforkd.spawn import fork_child\n"
+        "    from .deadlines import Deadlines\n    from .. import errors\n"
     )
     found = [name for _, name in imports("preforkd.models.sample", path)]
     assert found == [
@@ -186,7 +201,8 @@ def below(modules: set[str], names: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "code", ["import preforkd.master.loop", "import preforkd.cli.boot", "import preforkd.cli, preforkd.cli.boot, daemon"]
+    "code",
+    ["import preforkd.master.loop", "import preforkd.cli.boot", "import preforkd.cli, preforkd.cli.boot, daemon"],
 )
 def test_a_master_has_no_event_loop_no_pools_and_no_application(code: str) -> None:
     modules = loaded_by(code)

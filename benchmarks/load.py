@@ -128,7 +128,8 @@ def drive(
     *,
     pause: float = 0.0,
     at_most: int = 0,
-    until: Callable[[], bool] = bool,
+    until: Callable[[], bool] = lambda: False,
+    samples: list[Sample] | None = None,
 ) -> list[Sample]:
     """Sends each of ``requests`` again and again, every one by a client of its own, for so many seconds.
 
@@ -142,8 +143,9 @@ def drive(
         pause: Seconds between an answer and the client's next request.
         at_most: End after so many answers; 0: no such limit.
         until: Asked now and then; ends it as well.
+        samples: Where they go, for a thread that looks on; else a new list.
     """
-    samples: list[Sample] = []
+    samples = [] if samples is None else samples
     waiting: deque[tuple[float, _Client]] = deque()
     now = time.monotonic()
     end = now + seconds

@@ -25,6 +25,7 @@ from preforkd.master.checker import Checked, Checker
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code; never raises for what a person can cause."""
+    _open_standard_descriptors()
     # It must see the original environment before anything is removed from it, or titles silently do not work.
     setproctitle.getproctitle()
     arguments = _parser().parse_args(argv)
@@ -40,6 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output is gone (`preforkd status | head`); keep the interpreter from saying so again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return int(ExitCode.FAILURE)
+
+
+def _open_standard_descriptors() -> None:
+    """Give 0, 1 and 2 to /dev/null where they are closed (`>&-`), or a pipe of ours would get their numbers and lose it
+    to whatever is put there later."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -71,7 +71,7 @@ class Supervisor:
         self.table = Table() if table is None else table
         self.goal = Goal()
 
-    # --- wishes ----------------------------------------------------------------------------------------------------
+    # --- wishes ------------------------------------------------------------------------------------------------------
 
     def wish_phase(self, phase: Phase) -> bool:
         """Stop, drain or run. A stop is never taken back, only made more urgent. True when something changed."""

@@ -114,7 +114,7 @@ class Table:
         self._by_pid: dict[int, int] = {}
         self._next_id = 1
 
-    # --- looking ------------------------------------------------------------------------------------------------
+    # --- looking -----------------------------------------------------------------------------------------------------
 
     def account(self, pool: str) -> PoolAccount:
         """The account of a pool; made at the first look."""
@@ -172,7 +172,7 @@ class Table:
         most = max(TOKENS_LEAST, float(limits.max))
         return min(most, account.tokens + (now - account.tokens_at) * TOKENS_PER_SECOND)
 
-    # --- what reconcile asked for and the master did -------------------------------------------------------------
+    # --- what reconcile asked for and the master did -----------------------------------------------------------------
 
     def ordered(self, action: Order, now: float) -> list[Worker]:
         """Enter the workers of an order; returns them in the order of their slots."""
@@ -268,7 +268,7 @@ class Table:
             account.tokens, account.tokens_at = TOKENS_LEAST, -1e9
             account.pace = replace(account.pace, calm_since=None)
 
-    # --- facts ---------------------------------------------------------------------------------------------------
+    # --- facts -------------------------------------------------------------------------------------------------------
 
     def stem_born(self, number: int, pid: int) -> None:
         if number in self.workers:
@@ -288,9 +288,10 @@ class Table:
         worker = self.workers.get(number)
         if worker is None or worker.pid is not None:
             return None
-        self._short(self.account(worker.pool), worker.ordered_at)
-        if worker.hold and worker.leave is None:
-            self._lost(worker.pool, worker.generation, "it was never born")
+        if worker.leave is None:
+            self._short(self.account(worker.pool), worker.ordered_at)
+            if worker.hold:
+                self._lost(worker.pool, worker.generation, "it was never born")
         return self.workers.pop(number)
 
     def ready(self, number: int, now: float) -> Worker | None:

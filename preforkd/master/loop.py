@@ -667,8 +667,12 @@ class Master:
         parts = []
         for name in goal.current.pools:
             serving = sum(w.state is WorkerState.SERVING for w in table.of(name))
-            failures = table.account(name).failures
-            trouble = f", {failures} failed starts: {_first_line(table.account(name).last_error)}" if failures else ""
+            account = table.account(name)
+            trouble = ""
+            if account.failures:
+                trouble = f", {account.failures} failed starts: {_first_line(account.last_error)}"
+            elif account.shortages:
+                trouble = f", cannot start more: {_first_line(account.last_error)}"
             parts.append(f"{name}: {serving} workers{trouble}")
         text = f"generation {goal.current.number}; " + "; ".join(parts)
         if self._last_reload is not None and self._last_reload["error"]:

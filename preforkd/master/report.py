@@ -63,9 +63,13 @@ def _pool(supervisor: Supervisor, worlds: Mapping[int, World], name: str, now: f
             shown["template"]["note"] = "each worker loads the application for itself"
     if account.failures:
         shown["failures"] = account.failures
+    if account.shortages:
+        shown["shortages"] = account.shortages
+    if account.failures or account.shortages:
         shown["last_error"] = account.last_error
-        if account.not_before > now:
-            shown["next_try_in"] = round(account.not_before - now, 1)
+        next_try = max(account.not_before, account.short_until)
+        if next_try > now:
+            shown["next_try_in"] = round(next_try - now, 1)
     return shown
 
 
@@ -129,7 +133,12 @@ def as_text(value: Mapping[str, Any]) -> str:
             lines.append(f"  template pid {template['pid']} {template['state']}{note}")
         if "last_error" in pool:
             again = f", next try in {pool['next_try_in']} s" if "next_try_in" in pool else ""
-            lines.append(f"  {pool['failures']} failed starts in a row{again}:")
+            trouble = [
+                f"{pool[key]} {words} in a row"
+                for key, words in (("failures", "failed starts"), ("shortages", "forks without success"))
+                if key in pool
+            ]
+            lines.append(f"  {', '.join(trouble)}{again}:")
             lines.extend("    " + line for line in pool["last_error"].rstrip().splitlines())
         for worker in pool["workers"]:
             request = (

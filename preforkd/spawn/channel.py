@@ -17,8 +17,11 @@ from typing import Any
 
 #: Longest packet. Texts (tracebacks) are cut by the sender; the kernel's limit is the socket's send buffer.
 PACKET = 64 * 1024
-#: Longest text in a message, bytes as they are sent: a character may take twelve (a surrogate pair, escaped).
+#: Longest text in a message: characters, which a person has to read, and bytes as they are sent (a character may take
+#: twelve, as an escaped surrogate pair).
+CHARACTERS = 12_000
 TEXT = 48 * 1024
+_GAP = "\n[...]\n"
 #: Descriptors in a message; the kernel's SCM_MAX_FD is 253.
 DESCRIPTORS = 64
 
@@ -107,10 +110,10 @@ class Channel:
 
 
 def cut(text: str) -> str:
-    """A text that fits into a message; of a long traceback the end matters most."""
-    # What is longer than this does not fit, whatever its characters are.
-    part = text[-TEXT:]
-    while (size := len(json.dumps(part))) > TEXT:
-        # Its characters differ in length, so one step may not do; but each takes off what is surely too much.
-        part = part[-(len(part) * TEXT // size) :] if len(part) * TEXT // size else ""
-    return part if len(part) == len(text) else "[...]" + part
+    """A text that fits into a message. Of a long traceback the end matters most, but a long last line begins with the
+    name of the error."""
+    part, size = text, CHARACTERS
+    while len(part) > CHARACTERS + len(_GAP) or len(json.dumps(part)) > TEXT:
+        part = text[: size // 4] + _GAP + text[size // 4 - size :]
+        size //= 2
+    return part

@@ -184,6 +184,8 @@ class Context:
         """The master is gone: finish what is held, within `graceful`; the kernel sees to the limit."""
         if not self._orphaned:
             self._arm_last_alarm()
+        if self._code is not ExitCode.ORPHANED:
+            # Not where the alarm is armed: a signal handler, in the middle of a request, is no place to write from.
             self.log.warning("master_gone", hint="this worker finishes what it holds and leaves")
         self._leave(ExitCode.ORPHANED)
         self._code = ExitCode.ORPHANED

@@ -126,10 +126,10 @@ def test_out_of_descriptors_the_oldest_idle_connection_goes(start: Start, connec
 
 
 def test_out_of_descriptors_without_idle_connections_nothing_spins(start: Start, connect: Connect) -> None:
-    worker = start(spare_files=10, timeouts=Timeouts(header=60))
     half = [connect() for _ in range(10)]
-    for client in half:
+    for client in half:  # before there is a worker: one that is accepted before it has sent anything counts as idle
         client.send(HALF)
+    worker = start(spare_files=10, timeouts=Timeouts(header=60))
     waiting = connect()
     waiting.send(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
     assert worker.wait_for("descriptors_exhausted")["action"] == "not accepting for a moment"

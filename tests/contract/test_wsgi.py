@@ -271,7 +271,7 @@ def test_file_wrapper_takes_all_kinds(serve: Serve, tmp_path: Path) -> None:
         "/plain": lambda: plain.open("rb"),
         "/unbuffered": lambda: plain.open("rb", buffering=0),
         "/positioned": positioned,
-        "/gzip": lambda: gzip.open(packed),  # noqa: SIM115
+        "/gzip": lambda: gzip.open(packed),  # noqa: SIM115  # noqa: SIM115
         "/memory": lambda: io.BytesIO(content),
         "/temporary": temporary,
         "/read": Unread,

@@ -1,14 +1,14 @@
 """The master's turn without a master: wait, reap, fold, observe, decide, act; and what must hold after each of them.
 
-A *schedule* is a list of incidents at certain moments (`Incident`). `Driver.play` lets them happen to a supervisor on a
-`SimKernel`; then the faults end, and the pool has to recover by itself (`Driver.recover`), or the service is stopped and
-has to end (`Driver.stop`). Whatever does not hold raises `Broken`.
+Incidents (`tests.sim.schedules`) happen to a supervisor on a `SimKernel`; then the faults end, and the pools have to
+recover by themselves (`Driver.recover`), or the service is stopped and has to end (`Driver.stop`). Whatever does not
+hold raises `Broken`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from preforkd.core.policy import target
@@ -50,10 +50,6 @@ class Edit:
     code: Mapping[str, Code]
 
 
-#: Something that happens at a moment: seconds after the beginning of the schedule, and what it does.
-Incident = tuple[float, Callable[["Driver"], None]]
-
-
 class Driver:
     """A supervisor, its simulated system, and the operator's wishes."""
 
@@ -77,11 +73,12 @@ class Driver:
         self.audit_every = 16
         self._number = 0
         self._refills = 0
+        self._burst = TOKENS_LEAST
         self._begun = self.sim.now
         #: Templates that somebody killed: each may be replaced.
         self.hurt = 0
 
-    # --- wishes --------------------------------------------------------------------------------------------------------
+    # --- wishes ------------------------------------------------------------------------------------------------------
 
     def edit(self, edit: Edit) -> None:
         """The operator saves files, and says nothing."""
@@ -107,10 +104,11 @@ class Driver:
         assert self.disk is not None
         self._number += 1
         self.edits[self._number] = self.disk
+        self._burst = max(self._burst, *(limits.max for limits in self.disk.pools.values()))
         self.outcomes[self._number] = ""
         supervisor.wish_generation(self._number, self.disk.pools)
 
-    # --- a turn --------------------------------------------------------------------------------------------------------
+    # --- a turn ------------------------------------------------------------------------------------------------------
 
     def observe(self) -> Load:
         goal = self.supervisor.goal
@@ -131,8 +129,7 @@ class Driver:
         sim.reap(supervisor.goal.phase)
         audit = self.turns % self.audit_every == 0
         rounds = 0
-        while rounds <= ROUNDS:
-            rounds += 1
+        while True:
             self._fold()
             load = self.observe()
             if audit:
@@ -150,10 +147,9 @@ class Driver:
             self._check_plan(plan.actions, goal)
             supervisor.act(plan, now)
             self._check_acts(plan.actions, goal, before)
-            if supervisor.goal is not goal:
-                rounds = 0
-        else:
-            raise Broken(f"no rest after {ROUNDS} rounds at one moment; the last asked {plan.actions}")
+            rounds = rounds + 1 if supervisor.goal is goal else 0
+            if rounds > ROUNDS:
+                raise Broken(f"no rest after {ROUNDS} rounds at one moment; the last asked {plan.actions}")
         self.wake_at = plan.wake_at
         if plan.wake_at is not None and plan.wake_at <= now:
             raise Broken(f"wake_at {plan.wake_at} has passed at {now}, and nothing is to be done")
@@ -174,17 +170,7 @@ class Driver:
             self.turn()
         return True
 
-    # --- schedules -------------------------------------------------------------------------------------------------------
-
-    def play(self, incidents: list[Incident]) -> None:
-        """Let the incidents happen at their moments."""
-        begin = self.sim.now
-        for when, what in incidents:
-            self.advance(begin + when)
-            if self.finished:
-                return
-            what(self)
-            self.turn()
+    # --- lives -------------------------------------------------------------------------------------------------------
 
     def boot(self, edit: Edit) -> None:
         self.hup(edit)
@@ -241,7 +227,7 @@ class Driver:
         if not self.finished:
             raise Broken(f"not finished {graceful + 30.0} s after {phase}; {self.state()}")
 
-    # --- what must hold --------------------------------------------------------------------------------------------------
+    # --- what must hold ----------------------------------------------------------------------------------------------
 
     def _serving(self) -> dict[str, int]:
         """Workers that serve, and go on doing so, by pool."""
@@ -319,9 +305,8 @@ class Driver:
             wanted = target(limits, goal.bias)
             floor = min(goal.floor.get(name, 0), wanted.max) if goal.taking_over else 1
             if after.get(name, 0) < min(before.get(name, 0), floor):
-                raise Broken(
-                    f"retiring took pool {name} from {before.get(name, 0)} serving to {after.get(name, 0)}, floor {floor}"
-                )
+                change = f"from {before.get(name, 0)} serving to {after.get(name, 0)}, floor {floor}"
+                raise Broken(f"retiring took pool {name} {change}")
 
     def _check_size(self, order: Order) -> None:
         goal = self.supervisor.goal
@@ -381,7 +366,7 @@ class Driver:
         """No loop forks without bound: each pool has its bucket, filled anew when a generation takes over."""
         elapsed = self.sim.now - self._begun
         pools = max(len(self.table.accounts), 1)
-        workers = pools * (TOKENS_LEAST * (self._refills + 1) + TOKENS_PER_SECOND * elapsed) + 3 * self._number
+        workers = pools * (self._burst * (self._refills + 1) + TOKENS_PER_SECOND * elapsed) + 3 * self._number
         templates = pools * (FREE_FAILURES + 3 + 4 * self._number + 2 * elapsed) + self.hurt
         if self.sim.ordered > workers or self.sim.templates_started > templates:
             raise Broken(
@@ -401,9 +386,8 @@ class Driver:
             if table.workers or table.templates:
                 raise Broken(f"no generation, but members; {self.state()}")
             return
-        if goal.taking_over or goal.previous is not None:
-            if goal.phase is not Phase.DRAIN:
-                raise Broken(f"at rest before the reload is done; {self.state()}")
+        if (goal.taking_over or goal.previous is not None) and goal.phase is not Phase.DRAIN:
+            raise Broken(f"at rest before the reload is done; {self.state()}")
         for worker in table.workers.values():
             if worker.state is not WorkerState.SERVING or worker.generation != goal.current.number:
                 raise Broken(f"at rest with {worker}; {self.state()}")

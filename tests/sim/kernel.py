@@ -1,8 +1,8 @@
 """A system without processes: `SimKernel` is the `Kernel` that the simulator drives the heart through.
 
-Virtual clock, virtual templates, intermediates (stems), workers and orphans. They load, fail to load, hang, crash, disobey,
-finish a request first, are stopped and continued, and are killed by strangers; forks fail for a while. What the master would
-learn from channels and from waitpid(2) goes into the `Table` in the same form, and like there:
+Virtual clock, virtual templates, intermediates (stems), workers and orphans. They load, fail to load, hang, crash,
+disobey, finish a request first, are stopped and continued, and are killed by strangers; forks fail for a while. What
+the master would learn from channels and from waitpid(2) goes into the `Table` in the same form, and like there:
 
 * a worker has said its pid before it can die, so a birth is always in the table before the death;
 * a process that was killed is a zombie until its parent reaps it, and a stopped stem hides the deaths of its workers;
@@ -41,8 +41,8 @@ class Code:
     """How an application behaves. What is on disk is copied by whoever loads it: the template, or each worker.
 
     ``load``: ok, fail, hang, crash, exit0, left, unsafe (loads, but must not be forked).
-    ``worker``: ok, boot_failed, hang, deaf (hangs and hears only KILL), exit0, exit1, left, segv, brief (exits right after
-    ready), later (crashes ``life`` seconds after ready), disobey (leaves only by QUIT), immortal (only by KILL),
+    ``worker``: ok, boot_failed, hang, deaf (hangs and hears only KILL), exit0, exit1, left, segv, brief (exits right
+    after ready), later (crashes ``life`` seconds after ready), disobey (leaves only by QUIT), immortal (only by KILL),
     recycle (recycled after ``life`` seconds), sick.
     """
 
@@ -120,7 +120,7 @@ class SimKernel:
         self._events: list[tuple[float, int, Callable[[Process], None], Process]] = []
         self._sequence = 0
 
-    # --- the clock -------------------------------------------------------------------------------------------------
+    # --- the clock ---------------------------------------------------------------------------------------------------
 
     def at(self, when: float, step: Callable[[Process], None], process: Process) -> None:
         self._sequence += 1
@@ -142,11 +142,7 @@ class SimKernel:
         events = self._events
         while events and events[0][0] <= self.now:
             _, _, step, process = heapq.heappop(events)
-            if process.alive:
-                if process.stopped:
-                    process.deferred.append(step)
-                else:
-                    step(process)
+            self._go_on(process, step)
 
     def reap(self, phase: Phase) -> None:
         """waitpid(2) until there is nothing."""
@@ -170,7 +166,7 @@ class SimKernel:
             raise Broken(f"a death without a cause: {death}")
         self.deaths.append(death)
 
-    # --- Kernel ----------------------------------------------------------------------------------------------------
+    # --- Kernel ------------------------------------------------------------------------------------------------------
 
     def start_template(self, pool: str, generation: int, preload: bool) -> int:
         if self.now < self.no_forks_until:
@@ -322,7 +318,7 @@ class SimKernel:
                 del self._slots[key]
                 return
 
-    # --- workers -------------------------------------------------------------------------------------------------------
+    # --- workers -----------------------------------------------------------------------------------------------------
 
     def _start(self, worker: Process) -> None:
         fate = worker.fate
@@ -422,10 +418,17 @@ class SimKernel:
                 self.table.continued(process.pid)
             deferred, process.deferred = process.deferred, []
             for step in deferred:
-                if process.alive and not process.stopped:
-                    step(process)
-            if process.kind == "stem" and process.alive and not process.owes and process.fate == "hiding":
+                self._go_on(process, step)
+            if process.kind == "stem" and not process.owes and process.fate == "hiding":
                 self.end(process, 0)
+
+    def _go_on(self, process: Process, step: Callable[[Process], None]) -> None:
+        if not process.alive:
+            return
+        if process.stopped:
+            process.deferred.append(step)
+        else:
+            step(process)
 
     def end(self, process: Process, code: int | None = None, signum: int | None = None, oom: bool = False) -> None:
         """A process ends; it is a zombie until its parent reaps it."""

@@ -18,7 +18,6 @@ from preforkd.model import (
     Signal,
     StartTemplate,
     TakenOver,
-    WorkerState,
 )
 from tests.sim.driver import Driver, Edit, edit, pool
 from tests.sim.kernel import FORK, GOOD, KILL, QUIT, TERM, Code, Process
@@ -57,7 +56,7 @@ def current(driver: Driver) -> int:
     return generation.number
 
 
-# --- start, rest, growth -----------------------------------------------------------------------------------------------
+# --- start, rest, growth ---------------------------------------------------------------------------------------------
 
 
 def test_a_pool_at_rest_needs_no_wake_ups() -> None:
@@ -108,7 +107,7 @@ def test_the_limit_is_said_once_while_the_load_lasts() -> None:
     assert [record.event for record in driver.records].count("pool_limit") == 1
 
 
-# --- crash loops and shortages ---------------------------------------------------------------------------------------------
+# --- crash loops and shortages ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fate", ["boot_failed", "exit0", "exit1", "segv", "brief"])
@@ -226,7 +225,7 @@ def test_failures_of_templates_long_ago_are_forgotten() -> None:
         assert driver.wake_at is None
 
 
-# --- reloads ---------------------------------------------------------------------------------------------------------------
+# --- reloads ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("load", ["fail", "hang", "crash", "exit0", "left"])
@@ -387,11 +386,11 @@ def test_workers_that_finish_long_requests_do_not_starve_the_next_generations() 
     assert len(of_kind(driver, "worker")) == 28
 
 
-# --- probation and rollback ----------------------------------------------------------------------------------------------------
+# --- probation and rollback ------------------------------------------------------------------------------------------
 
 
-def dying(**numbers: float) -> Edit:
-    return edit(pool(probation=30.0, **numbers), web=Code(worker="later", life=0.5))
+def dying() -> Edit:
+    return edit(pool(probation=30.0), web=Code(worker="later", life=0.5))
 
 
 def test_a_generation_that_keeps_dying_is_rolled_back() -> None:
@@ -489,7 +488,7 @@ def test_a_reload_cures_a_crash_loop_at_once() -> None:
     assert serving(driver) == 2
 
 
-# --- stopped processes, stems ----------------------------------------------------------------------------------------------------
+# --- stopped processes, stems ----------------------------------------------------------------------------------------
 
 
 def test_a_stopped_worker_is_replaced_after_its_deadline() -> None:
@@ -558,7 +557,7 @@ def test_a_stop_ends_whatever_befell_a_stem(trouble: str, phase: Phase) -> None:
     driver.stop(phase)
 
 
-# --- drain, stop, TTIN and TTOU ------------------------------------------------------------------------------------------------------
+# --- drain, stop, TTIN and TTOU --------------------------------------------------------------------------------------
 
 
 def test_drain_and_come_back() -> None:

@@ -52,9 +52,8 @@ def test_some_schedules() -> None:
 @pytest.mark.slow
 def test_very_many_schedules() -> None:
     processors = len(os.sched_getaffinity(0))
-    children = []
-    for number in range(processors):
-        children.append(in_a_child(range(FIRST_SEED + number, FIRST_SEED + SCHEDULES, processors)))
+    last = FIRST_SEED + SCHEDULES
+    children = [in_a_child(range(FIRST_SEED + number, last, processors)) for number in range(processors)]
     failures = []
     for pid, verdict in children:
         with os.fdopen(verdict) as file:

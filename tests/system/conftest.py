@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.daemon import Daemon
+from tests.system.shell import Shell
 
 _daemons = pytest.StashKey[list[Daemon]]()
 
@@ -58,3 +59,11 @@ def child_signals() -> Iterator[None]:
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """The command line in a folder of its own; what it started is stopped."""
+    shell = Shell(tmp_path)
+    yield shell
+    shell.finish()

@@ -24,7 +24,6 @@ import errno
 import itertools
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -213,6 +212,8 @@ class Daemon:
         folder: Where all files are.
         address: Where it is reached (`CountingClient` takes it).
         expect_exit: The exit status that the master must have ended with, by the end of the test.
+        notify: Whether it has a NOTIFY_SOCKET, as below systemd; then the listeners it binds are put into a store, and
+            the paths of unix sockets stay when it ends.
         expect_noise: Whether lines that are no events (a crash of C code) may be on standard error.
     """
 
@@ -250,6 +251,7 @@ class Daemon:
         self.environment: dict[str, str] = {}
         self.expect_exit: int | None = 0
         self.expect_noise = False
+        self.notify = True
         self.process: subprocess.Popen[bytes] | None = None
         self._mark = os.getpid() << 16 | next(_numbers)
         self._news = threading.Condition()
@@ -321,7 +323,7 @@ class Daemon:
         self.save()
         if arguments == ():
             arguments = ("run", str(self.config_file))
-        notices = len(self._notices)
+        notices, events = len(self._notices), len(self._events)
         sockets = [self.listener] if self.listener is not None else []
         self.process = self._launch(
             [executable, "-m", "preforkd", *arguments], sockets, limits=limits, identity=identity
@@ -331,7 +333,10 @@ class Daemon:
             self.listener = None
         if ready:
             # It serves from its first worker on, which is when it says so; tests want them all.
-            self.wait_for_notice("READY", "1", after=notices)
+            if self.notify:
+                self.wait_for_notice("READY", "1", after=notices)
+            else:
+                self.wait_for_event("serving", after=events)
             want = {name: pool.get("workers", {}).get("start", 5) for name, pool in self.settings["pools"].items()}
             self.wait_for_status(lambda _: all(len(self.pids(name)) >= many for name, many in want.items()))
 
@@ -345,7 +350,6 @@ class Daemon:
     ) -> subprocess.Popen[bytes]:
         environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "NOTIFY_SOCKET": str(self.folder / "notify.sock"),
             # An edit within the same second and of the same length would be missed, for the lack of a byte in a .pyc.
             "PYTHONDONTWRITEBYTECODE": "1",
             **self.environment,
@@ -353,6 +357,8 @@ class Daemon:
         for name in ("PYTHONPATH", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
             if name in os.environ:
                 environment.setdefault(name, os.environ[name])
+        if self.notify:
+            environment["NOTIFY_SOCKET"] = str(self.folder / "notify.sock")
         if sockets:
             environment |= {"LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": ":".join("web" for _ in sockets)}
         plan = json.dumps(
@@ -624,7 +630,9 @@ class Daemon:
                     os.kill(pid, signal.SIGKILL)
         # A master that was killed has no chance to clean up.
         if self.expect_exit is None or self.expect_exit >= 0:
-            files = [self.pid_file, self.control, *_unix_paths(self.settings)]
+            files = [self.pid_file, self.control]
+            if not self.notify:
+                files += _unix_paths(self.settings)
             wrong += [f"{path} was left behind" for path in files if os.path.lexists(path)]
         return wrong
 
@@ -724,10 +732,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _mark(pid: int) -> int | None:
+    # prlimit(2) would need CAP_SYS_RESOURCE for processes of other users.
     try:
-        return resource.prlimit(pid, _RLIMIT_LOCKS)[0]
-    except (ProcessLookupError, PermissionError):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    line = next((line for line in limits.splitlines() if line.startswith("Max file locks")), "")
+    value = line.split()[3] if line else ""
+    return int(value) if value.isdigit() else None
 
 
 def _title(pid: int) -> str | None:

@@ -66,7 +66,7 @@ def worker(table: Table, slot: int = 0, generation: int = 1, hold: bool = False)
     return table.workers[entered.id]
 
 
-# --- ladders as data ---------------------------------------------------------------------------------------------------------
+# --- ladders as data -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ladder", [FAST_LADDER, KILL_LADDER, TEMPLATE_LADDER, STRANGER_LADDER, graceful_ladder(30.0)])
@@ -108,7 +108,7 @@ def test_a_master_that_slept_takes_only_the_last_rung() -> None:
     assert [action.signum for action in signals if isinstance(action, Signal)] == [9]
 
 
-# --- what is asked for -----------------------------------------------------------------------------------------------------------
+# --- what is asked for -----------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_wanted_of_nothing() -> None:
@@ -241,7 +241,7 @@ def test_whoever_is_late_and_stopped_leaves_once() -> None:
     assert retired == [Retire(late.id, Cause.START_TIMEOUT, KILL_LADDER)]
 
 
-# --- the supervisor's part ---------------------------------------------------------------------------------------------------------
+# --- the supervisor's part -------------------------------------------------------------------------------------------
 
 
 class NoKernel:

@@ -62,7 +62,7 @@ def die(
     return table.exited(pid, code, signum, now, Phase.RUN, **more)
 
 
-# --- lives ---------------------------------------------------------------------------------------------------------------
+# --- lives -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_life() -> None:
@@ -169,7 +169,7 @@ def test_stopped_and_continued_are_levels() -> None:
         assert member().stopped_at is None
 
 
-# --- what a death is called -----------------------------------------------------------------------------------------------------
+# --- what a death is called ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_the_reason_of_a_death_is_what_this_worker_said() -> None:
     assert table.account("web").last_death == {1: "exit code 41 (could not start)"}
 
 
-# --- back-off ----------------------------------------------------------------------------------------------------------------------
+# --- back-off --------------------------------------------------------------------------------------------------------
 
 
 def crash(table: Table, now: float) -> float:

@@ -1,0 +1,91 @@
+"""The command line: ``python -m benchmarks [--quick] [--only NAME]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from benchmarks import cpu, growth, life, load, measure, memory, report, servers
+from benchmarks.run import FULL, QUICK, QUIET, Run
+
+_SCENARIOS: dict[str, Callable[[Run], str]] = {
+    "cpu": cpu.scenario,
+    "memory": memory.scenario,
+    "growth": growth.scenario,
+    "life": life.scenario,
+}
+_DOCUMENT = servers.ROOT / "docs" / "benchmarks.md"
+#: Beyond the time after which no round begins, so long may the last one take before all is ended, seconds.
+_OVERTIME = 60
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(
+        "it takes too long: is the machine busy? --quick and --only NAME do less" if signum == signal.SIGALRM else 130
+    )
+
+
+def _client() -> str:
+    if not load.WRK:
+        return "benchmarks/load.py (wrk is not installed: apt-get install wrk)"
+    version = subprocess.run([load.WRK, "-v"], capture_output=True, text=True).stdout.split()
+    return "wrk " + " ".join(version[1:2])
+
+
+def _disturbed(run: Run) -> str:
+    """A sentence about what else the machine did."""
+    if not run.others:
+        return ""
+    middle, most = statistics.median(run.others), max(run.others)
+    verdict = "the machine was quiet" if most < QUIET else "read what is measured with that in mind"
+    return f"* other work on the machine meanwhile: {middle:.2f} processors in the median, {most:.2f} at most: {verdict}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure preforkd beside gunicorn.")
+    parser.add_argument("--quick", action="store_true", help="less of everything: does it work, roughly how much?")
+    parser.add_argument("--only", choices=_SCENARIOS, metavar="NAME", help=f"one of {', '.join(_SCENARIOS)}")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="where the tables go (a whole run: docs/benchmarks.md; else nowhere)"
+    )
+    options = parser.parse_args()
+    effort = QUICK if options.quick else FULL
+    document = options.write or (None if options.quick or options.only else _DOCUMENT)
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(signum, _stop)
+    signal.alarm(int(effort.limit) + _OVERTIME)
+    servers.adopt_orphans()
+    facts = report.facts(_client())
+    sections = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
+            run = Run(effort, Path(directory))
+            for name in [options.only] if options.only else _SCENARIOS:
+                began = time.monotonic()
+                sections.append(_SCENARIOS[name](run))
+                print(f"{sections[-1]}\n\n({time.monotonic() - began:.0f} s)\n", flush=True)
+    except servers.ServerFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        servers.end_orphans(measure.tree(os.getpid())[1:])
+    text = "\n\n".join(["\n".join(filter(None, (facts, _disturbed(run)))), *sections])
+    if document is None:
+        print(text.partition("\n\n")[0])
+    else:
+        report.splice(document, text)
+        print(f"written into {document}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

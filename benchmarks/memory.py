@@ -1,0 +1,65 @@
+"""Memory of eight workers with an application of the usual weight, after each has been used."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+
+from benchmarks import measure, report
+from benchmarks.load import Request, Sample, drive
+from benchmarks.run import Run
+from benchmarks.servers import GTHREAD, PREFORKD, ROOT, SYNC, Plan, Server, running
+
+_WORKERS = 8
+#: More than workers, so that none of them is ever without work.
+_CLIENTS = 16
+_WORKER = re.compile(rb"\r\nx-worker: ([0-9]+)\r\n", re.IGNORECASE)
+
+_ROWS = (
+    ("preforkd", PREFORKD, False, ()),
+    ("preforkd, `warmup: [/ × 30]`", PREFORKD, False, ("/",) * 30),
+    ("gunicorn sync", SYNC, False, ()),
+    ("gunicorn sync `--preload`", SYNC, True, ()),
+    ("gunicorn gthread `--preload`", GTHREAD, True, ()),
+)
+
+
+def scenario(run: Run) -> str:
+    """Runs it and returns its section of the report."""
+    database = run.directory / "orders.sqlite"
+    environment = {"BENCHMARK_DATABASE": str(database)}
+    if not database.exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.orm"], cwd=ROOT, env=environment, check=True, timeout=30)
+    rows: list[tuple[str, ...]] = []
+    ours = 0.0
+    for label, peer, preload, warmup in _ROWS:
+        plan = Plan("benchmarks.orm:application", _WORKERS, preload=preload, warmup=warmup, environment=environment)
+        with running(peer, plan, run.directory) as server:
+            born = measure.memory(server.pid) / 2**20
+            samples = _use(run, server)
+            used = measure.memory(server.pid) / 2**20
+        ours = ours or used
+        shares = _shares(samples)
+        rows.append((label, f"{born:.0f}", f"**{used:.0f}**", f"{used / ours:.2f}", f"{min(shares)}–{max(shares)}"))
+    head = ("PSS of the whole tree, MiB", "before the first request", "after", "ratio", "calls of a worker")
+    return (
+        f"### Memory\n\nFlask and SQLAlchemy's ORM, {_WORKERS} workers, {_WORKERS * run.effort.calls} calls in all, one "
+        f"connection each; one round.\n\n{report.table(head, rows)}"
+    )
+
+
+def _use(run: Run, server: Server) -> list[Sample]:
+    wanted = _WORKERS * run.effort.calls
+    samples = drive(server.port, [Request(keep=False)] * _CLIENTS, 60, at_most=wanted)
+    failures = Counter(sample.failure for sample in samples if sample.failure)
+    if failures:
+        raise server.failed(f"{failures.total()} of {len(samples)} requests failed: {dict(failures)}")
+    return samples
+
+
+def _shares(samples: list[Sample]) -> list[int]:
+    """How many requests each worker answered; 0 for one that got none."""
+    counts = Counter(match[1] for sample in samples if (match := _WORKER.search(sample.answer)))
+    return [*counts.values(), *[0] * (_WORKERS - len(counts))]

@@ -1,0 +1,80 @@
+"""One run of the benchmark: how much of everything, how long it may take, and what disturbed it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks import measure
+
+Item = TypeVar("Item")
+
+#: A machine counts as quiet when others keep less than this many processors busy.
+QUIET = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of everything.
+
+    Attributes:
+        cpu_rounds, cpu_seconds: Rounds of the scenario `cpu`, and the length of one measurement (whole seconds).
+        calls: Requests for each worker in the scenario `memory`.
+        growth_rounds, growth_seconds: Rounds of `growth`, and how long the load lasts.
+        life_rounds, reloads: Starts and kills in the scenario `life`, and reloads under load.
+        idle_seconds: How long idle servers are watched.
+        limit: No new round begins after so many seconds.
+        calm: How long the whole run may wait for a quiet machine, seconds.
+    """
+
+    cpu_rounds: int
+    cpu_seconds: int
+    calls: int
+    growth_rounds: int
+    growth_seconds: float
+    life_rounds: int
+    reloads: int
+    idle_seconds: float
+    limit: float
+    calm: float
+
+
+FULL = Effort(5, 1, 2000, 3, 2.5, 7, 5, 5.0, limit=200.0, calm=20.0)
+QUICK = Effort(1, 1, 100, 1, 1.5, 2, 2, 2.0, limit=38.0, calm=0.0)
+
+
+@dataclass(slots=True)
+class Run:
+    """What the scenarios share. ``others`` collects how many processors others kept busy, look by look."""
+
+    effort: Effort
+    directory: Path
+    others: list[float] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    _calm_left: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._calm_left = self.effort.calm
+
+    def rounds(self, count: int) -> Iterator[int]:
+        """The numbers of the rounds, each when the machine is quiet, or will not be; at least one, and none too late."""
+        for number in range(count):
+            if number and time.monotonic() - self.began > self.effort.limit:
+                return
+            self._wait_for_calm()
+            yield number
+
+    def _wait_for_calm(self) -> None:
+        began = time.monotonic()
+        while measure.disturbance(0.1) > QUIET and self._calm_left > 0:
+            self._calm_left -= time.monotonic() - began
+            began = time.monotonic()
+
+
+def rotated(items: Sequence[Item], number: int) -> list[Item]:
+    """The items, in every round beginning with another one: whoever comes first has no advantage."""
+    shift = number % len(items)
+    return [*items[shift:], *items[:shift]]

@@ -230,6 +230,13 @@ class ControlServer:
         """Answer that the request failed, with a sentence and the exit code for the command that sent it."""
         return self._finish(request, result or {}, error, int(exit_code))
 
+    def withdraw(self) -> None:
+        """Take no more calls, and remove the socket's file if it still is ours; who has called can still be answered."""
+        if self._file is not None:
+            unixsocket.remove(self.path, self._file)
+            self._file = None
+        self._sock.close()
+
     def close(self, *, unlink: bool = True) -> None:
         """Close everything; the socket's file goes if it still is ours. In forked children: ``unlink=False``.
 

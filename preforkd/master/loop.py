@@ -187,15 +187,22 @@ class Master:
         self._wake_at = now if plan.actions else plan.wake_at
 
     def _end(self) -> int:
-        for request in self._stop_requests:
-            self._control.answer(request, {"state": "stopped"})
-        self._reloads.cancel(self._control, "the service stops")
-        self._control.flush(1.0)
+        # From here on nobody can be answered by a signal; one that is late must not change our exit status, not even
+        # while the interpreter ends (it then puts the default actions back, but leaves alone what is ignored).
+        for signum in SIGNALS:
+            if signum != signal.SIGCHLD:
+                signal.signal(signum, signal.SIG_IGN)
         self._orphans.sweep()
         for listener in self._listeners.values():
             listener.release()
         self._events.info("master_exit", code=int(self._exit_code))
+        self._control.withdraw()
         self._equipment.pid_file.release()
+        # Last of all: who was told that the service has stopped may start it again at once.
+        for request in self._stop_requests:
+            self._control.answer(request, {"state": "stopped"})
+        self._reloads.cancel(self._control, "the service stops")
+        self._control.flush(1.0)
         self._control.close()
         return self._exit_code
 
@@ -506,8 +513,9 @@ class Master:
                     os.close(unused.fd)
             self._unused = [systemd.Passed(one.fd, one.name) for one in self._prepared.unused if not one.stored]
             self._prepared = None
-        notes = configuration.needs_restart(self._running, world.config) if generation > 1 else []
+        notes = configuration.needs_restart(self._equipment.config, world.config)
         for note in notes:
+            # Compared with what we started with, because that is what goes on until a restart.
             self._events.warning("needs_restart", setting=note)
         self._reloads.notes = notes
         self._logs = world.logs

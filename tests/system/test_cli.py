@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pwd
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,8 @@ import yaml
 
 import preforkd
 from preforkd import config as configuration
-from tests.support.child import needs_root
+from preforkd.cli import main
+from tests.support.child import in_child, needs_root
 from tests.system.daemon import ROOT, Daemon
 from tests.system.shell import Shell, fetch
 
@@ -69,15 +73,15 @@ def test_check_shows_every_mistake_with_its_place(shell: Shell) -> None:
     outcome = shell.run("check", "{file}")
     assert outcome.code == 1 and outcome.out == ""
     lines = outcome.err.splitlines()
-    assert lines[0].startswith(f"{shell.file}:3:5: ") and "listen" in lines[0]
+    assert any(line.startswith(f"{shell.file}:3:5: pools.web.listn: ") and "listen" in line for line in lines)
     assert any(line.startswith(f"{shell.file}:5:20: pools.web.workers.max: ") for line in lines)
 
 
 def test_check_loads_every_application(shell: Shell) -> None:
     shell.write("import sys\nprint('hello from the import')\n1/0\n", "broken")
     shell.write("import os\nos._exit(9)\n", "gone")
-    for name in ("broken", "gone"):
-        shell.settings["pools"][name] = {"listen": "127.0.0.1:0", "app": name, "directory": str(shell.folder)}
+    for number, name in enumerate(("broken", "gone"), 2):
+        shell.settings["pools"][name] = {"listen": f"127.0.0.{number}:0", "app": name, "directory": str(shell.folder)}
     outcome = shell.run("check", "{file}")
     assert outcome.code == 1
     assert f"{shell.file}: pools.broken.app: " in outcome.err and "ZeroDivisionError" in outcome.err
@@ -129,8 +133,8 @@ def test_status_for_people_and_for_programs(shell: Shell) -> None:
     status = json.loads(outcome.out)
     assert {"pid", "generation", "started", "state"} <= set(status["master"])
     assert status["master"]["state"] == "running"
-    (shown,) = status["pools"]["web"]["workers"]
-    assert (shown["slot"], shown["pid"], shown["generation"], shown["requests"]) == (0, worker, 1, 1)
+    (shown,) = [one for one in status["pools"]["web"]["workers"] if one["pid"] == worker]
+    assert (shown["slot"], shown["generation"], shown["requests"]) == (0, 1, 1)
 
 
 def test_the_reader_of_the_status_may_go_away(shell: Shell) -> None:
@@ -161,10 +165,18 @@ def test_who_may_not_ask_is_told_why(shell: Shell) -> None:
     for folder in (shell.folder, *shell.folder.parents):
         if folder.stat().st_uid == os.geteuid() and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)
-    outcome = shell.run("status", "{file}", identity=(nobody.pw_uid, nobody.pw_gid))
-    assert outcome.code == 1
-    assert "mode 0660" in outcome.err and "nobody" in outcome.err and "root" in outcome.err
-    assert "Traceback" not in outcome.err
+
+    def ask() -> tuple[int, str]:
+        # Not as a program of its own: nobody need not be able to read our interpreter.
+        os.setgroups([])
+        os.setresgid(*[nobody.pw_gid] * 3)
+        os.setresuid(*[nobody.pw_uid] * 3)
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            return main(["status", str(shell.file)]), err.getvalue()
+
+    code, said = in_child(ask)
+    assert code == 1
+    assert "mode 0660" in said and "nobody" in said and "root" in said
 
 
 # --- reload ----------------------------------------------------------------------------------------------------------
@@ -219,7 +231,7 @@ def test_reload_says_what_only_a_restart_applies(shell: Shell) -> None:
 def test_reload_of_a_port_that_is_taken_is_refused(shell: Shell) -> None:
     assert shell.start().code == 0
     address = shell.address
-    with __import__("socket").create_server(("127.0.0.1", 0)) as other:
+    with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         shell.pool["listen"] = [address, taken]
         outcome = shell.run("reload", "{file}")

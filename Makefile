@@ -3,6 +3,7 @@
 #   make run        serve the welcome page on http://127.0.0.1:8080/, in the foreground
 #   make test       check the code and run every test, on every Python of this machine
 #   make lint       only look at the code: ruff, mypy
+#   make bench      measure it beside gunicorn, into docs/benchmarks.md
 #   make install    as root: the service, for systemctl start preforkd
 #   make clean      remove what the others made in this tree
 #
@@ -15,6 +16,8 @@ VENV   ?= .venv
 CONFIG ?= etc/preforkd.yaml
 # More for pytest, as in: make test TESTS="tests/unit -k reconcile"
 TESTS  ?=
+# Less of a benchmark, as in: make bench BENCH=--quick
+BENCH  ?=
 
 # Where `make install` puts things.
 PREFIX      ?= /opt/preforkd
@@ -29,10 +32,10 @@ BOOTSTRAP = $(PYTHON) tools/bootstrap
 
 # The recipes share one environment and one terminal.
 .NOTPARALLEL:
-.PHONY: help venv run test lint test-here test-others install clean
+.PHONY: help venv run test lint test-here test-others bench install clean
 
 help:
-	@sed -n 's/^# \{0,1\}//; 1,/^$$/p' Makefile | sed -n '3,7p'
+	@sed -n 's/^# \{0,1\}//; 1,/^$$/p' Makefile | sed -n '3,8p'
 
 # Only what the others need before they start; for those who want to be offline afterwards.
 venv:
@@ -65,6 +68,11 @@ test-others:
 	    echo $$venv/bin/python -m pytest -m 'not slow and not system and not systemd and not bare' $(TESTS); \
 	    $$venv/bin/python -m pytest -m 'not slow and not system and not systemd and not bare' $(TESTS) || test $$? = 5 || exit; \
 	done
+
+# Not part of the tests: what it says depends on what else the machine does.
+bench:
+	@$(BOOTSTRAP) $(VENV) --extras bench
+	@exec $(VENV)/bin/python -m benchmarks $(BENCH)
 
 # The service keeps its own copy, in an environment whose Python the workers can run once they have given up root. An
 # operator's files below $(ETCDIR) are never overwritten.

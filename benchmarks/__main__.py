@@ -47,7 +47,9 @@ def _disturbed(run: Run) -> str:
         return ""
     middle, most = statistics.median(run.others), max(run.others)
     verdict = "the machine was quiet" if most < QUIET else "read what is measured with that in mind"
-    return f"* other work on the machine meanwhile: {middle:.2f} processors in the median, {most:.2f} at most: {verdict}"
+    return (
+        f"* other work on the machine meanwhile: {middle:.2f} processors in the median, {most:.2f} at most: {verdict}"
+    )
 
 
 def main() -> int:

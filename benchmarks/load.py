@@ -105,9 +105,7 @@ def _own(port: int, request: Request, clients: int, seconds: int) -> Throughput:
     good = sorted(sample.ended - sample.began for sample in samples if not sample.failure)
     if not good:
         return Throughput(0, seconds, 0.0, 0.0, len(samples))
-    return Throughput(
-        len(good), seconds, good[len(good) // 2], good[len(good) * 99 // 100], len(samples) - len(good)
-    )
+    return Throughput(len(good), seconds, good[len(good) // 2], good[len(good) * 99 // 100], len(samples) - len(good))
 
 
 @dataclass(frozen=True, slots=True)

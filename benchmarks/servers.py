@@ -148,7 +148,13 @@ def running(name: str, plan: Plan, directory: Path) -> Iterator[Server]:
     started = time.monotonic()
     with open(directory / "output", "wb") as output:
         process = subprocess.Popen(
-            argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            argv,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         first = _first_answer(process, port, started)

@@ -27,7 +27,7 @@ _HEADER_WORDS = 8
 _ARMED, _STOPPING = 0, 1
 
 _ROW_WORDS = 8
-_SINCE, _REQUESTS, _SEQUENCE, _LENGTHS, _CONNECTIONS, _BUSY_NS, _MEMORY = range(7)
+_SINCE, _REQUESTS, _SEQUENCE, _LENGTHS, _CONNECTIONS, _BUSY_NS, _MEMORY, _WAITING = range(8)
 
 _TEXT = 256
 _LINE_MAX = 192
@@ -37,6 +37,9 @@ _CLIENT_MAX = _TEXT - _LINE_MAX
 _LOOKS = 16
 
 _IDLE_BYTE = bytes([Activity.IDLE])
+_BUSY_BYTE = bytes([Activity.BUSY])
+#: A request that has been running for so long makes others wait. Seconds.
+_SLOW = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,23 @@ class Scoreboard:
     def idle(self) -> int:
         """Number of idle workers; a copy and a count of one byte a slot, cheap enough for every request."""
         return self._states.tobytes().count(_IDLE_BYTE)
+
+    def share(self) -> int:
+        """How many connections each serving worker would hold if all held the same, rounded up."""
+        states = self._states.tobytes()
+        serving = states.count(_IDLE_BYTE) + states.count(_BUSY_BYTE)
+        return -(-sum(self._rows[_CONNECTIONS::_ROW_WORDS]) // max(1, serving))
+
+    def waiting(self, slot: int, now: float) -> int:
+        """Connections with something to read that wait for the worker of a slot, if it has been busy for a while.
+
+        A worker that answers in a millisecond always has some, and is no reason for another worker. ``now`` is
+        monotonic seconds.
+        """
+        row = slot * _ROW_WORDS
+        if self._states[slot] != Activity.BUSY or now - self._rows[row + _SINCE] / 1e9 < _SLOW:
+            return 0
+        return self._rows[row + _WAITING]
 
     def view(self, slot: int) -> SlotView:
         """Everything that a slot says of itself."""
@@ -199,6 +219,10 @@ class SlotWriter:
     def connections(self, held: int) -> None:
         """Connections that the worker holds, parked ones included."""
         self._rows[self._row + _CONNECTIONS] = held
+
+    def waiting(self, ready: int) -> None:
+        """Connections with something to read that have to wait for what the worker does first."""
+        self._rows[self._row + _WAITING] = ready
 
     def memory(self, size: int) -> None:
         """The worker's own measure of its memory, bytes."""

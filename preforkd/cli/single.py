@@ -52,6 +52,15 @@ class _Alone:
         if self._wakeup.drain():
             self.leaving = True
 
+    def holds(self, connections: int) -> None:
+        pass
+
+    def keeps_waiting(self, ready: int) -> None:
+        pass
+
+    def surplus(self, connections: int) -> int:
+        return 0
+
     def request_started(self, request_line: bytes, client: str) -> None:
         # While the application runs, Ctrl-C is the debugger's.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -180,7 +180,7 @@ class Master:
         now = time.monotonic()
         self._reap(now)
         self._fold(now)
-        load = self._observe()
+        load = self._observe(now)
         plan = self._supervisor.decide(load, now)
         self._act(self._supervisor.act(plan, now), now)
         # Whatever was done is news: ask once more before going to sleep.
@@ -435,7 +435,7 @@ class Master:
     # --- observe
     # -------------------------------------------------------------------------------------------------------
 
-    def _observe(self) -> Load:
+    def _observe(self, now: float) -> Load:
         goal, table = self._supervisor.goal, self._supervisor.table
         if goal.phase in (Phase.STOP, Phase.FAST):
             return Load(strangers=self._kernel.strangers() if table.empty() else ())
@@ -451,7 +451,12 @@ class Master:
                 and worker.state is WorkerState.SERVING
                 and place.board.activity(worker.slot) is Activity.IDLE
             )
-            pools[name] = PoolLoad(idle, sum(listener.queue() or 0 for listener in place.listeners))
+            queued = sum(listener.queue() or 0 for listener in place.listeners)
+            # A kept connection with its next request waits in no accept queue, but for the worker that holds it.
+            queued += sum(
+                place.board.waiting(worker.slot, now) for worker in table.of(name) if worker.generation == world.number
+            )
+            pools[name] = PoolLoad(idle, queued)
         return Load(pools)
 
     # --- act

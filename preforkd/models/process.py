@@ -144,9 +144,15 @@ class _Loop:
             connection.queued = False
             if not connection.closed:
                 self._advance(connection)
+        readable = [fd for fd, _mask in events if fd in self._connections]
+        several = len(readable) > 1
         for fd, _mask in events:
             connection_ = self._connections.get(fd)
             if connection_ is not None:
+                if several:
+                    if fd in readable:
+                        readable.remove(fd)
+                    self._share(readable)
                 self._receive(connection_)
             elif fd in self._listeners:
                 if not self._ctx.leaving:
@@ -276,6 +282,7 @@ class _Loop:
         timeouts = self._timeouts
         connection = Connection(fd, peer, RequestParser(self._limits, data), timeouts.body, timeouts.send)
         self._connections[fd] = connection
+        self._ctx.holds(len(self._connections))
         return connection
 
     def _shortage(self, error: OSError) -> None:
@@ -425,6 +432,7 @@ class _Loop:
         if connection.registered:
             self._epoll.unregister(connection.fd)
         del self._connections[connection.fd]
+        self._ctx.holds(len(self._connections))
         connection.closed = True
         os.close(connection.fd)
 
@@ -471,6 +479,18 @@ class _Loop:
         if deadline == math.inf:
             deadline = time.monotonic() + self._timeouts.graceful
         (self._idle if idle else self._heads).add(connection, deadline)
+
+    def _share(self, readable: list[int]) -> None:
+        """Others are waiting behind the one that is served next: what is above our share of them goes to idle siblings.
+
+        ``readable`` loses what is given away; how many are left is told.
+        """
+        if readable and self._handover is not None:
+            for _ in range(min(self._ctx.surplus(len(self._connections)), len(readable))):
+                connection = self._connections.get(readable.pop())
+                if connection is not None and (connection in self._idle or connection in self._heads):
+                    self._hand_over(connection)
+        self._ctx.keeps_waiting(len(readable))
 
     def _adopt(self) -> None:
         """Takes one connection that a sibling handed over, as if it had been parked here."""

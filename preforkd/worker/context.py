@@ -90,6 +90,24 @@ class Context:
             watched[self._channel.fileno()] = self._on_channel
         return watched
 
+    def holds(self, connections: int) -> None:
+        """How many connections this worker has."""
+        self.board.connections(connections)
+
+    def keeps_waiting(self, ready: int) -> None:
+        """How many connections have something to read and wait for what the worker does first."""
+        self.board.waiting(ready)
+
+    def surplus(self, connections: int) -> int:
+        """How many of so many connections siblings should have: those above this worker's share, one an idle sibling.
+
+        Without it the kernel wakes the same worker again and again: one of four served all of 32 kept connections.
+        """
+        idle = self._scoreboard.idle() - 1  # we are between two requests
+        if idle <= 0 or self.leaving:
+            return 0
+        return max(0, min(idle, connections - self._scoreboard.share()))
+
     def request_started(self, request_line: bytes, client: str) -> None:
         """A complete request begins; arms its time limit and tells the master when spare workers run short."""
         self.board.busy(request_line, client)

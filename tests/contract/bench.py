@@ -88,6 +88,15 @@ class Context:
     def request_started(self, request_line: bytes, client: str) -> None:
         self._reporter.report("started", line=request_line.decode(), client=client)
 
+    def holds(self, connections: int) -> None:
+        pass
+
+    def keeps_waiting(self, ready: int) -> None:
+        pass
+
+    def surplus(self, connections: int) -> int:
+        return 0
+
     def request_finished(self) -> None:
         self._reporter.report("finished")
         self._requests_left -= 1

@@ -30,6 +30,7 @@ from preforkd.model import (
     Retire,
     Rollback,
     Signal,
+    StartTemplate,
     TemplateState,
     Worker,
     WorkerState,
@@ -129,9 +130,12 @@ class Driver:
         sim.reap(supervisor.goal.phase)
         audit = self.turns % self.audit_every == 0
         rounds = 0
+        seen = None
+        load = Load()
         while True:
             self._fold()
-            load = self.observe()
+            if seen is not supervisor.goal:
+                seen, load = supervisor.goal, self.observe()
             if audit:
                 self._audit(load, now)
             plan = supervisor.decide(load, now)
@@ -154,7 +158,6 @@ class Driver:
         if plan.wake_at is not None and plan.wake_at <= now:
             raise Broken(f"wake_at {plan.wake_at} has passed at {now}, and nothing is to be done")
         supervisor.forget()
-        self._check_forks()
 
     def advance(self, until: float) -> bool:
         """Turn until ``until``, or until nothing will happen any more (True)."""
@@ -283,6 +286,9 @@ class Driver:
         for action in actions:
             if isinstance(action, Order):
                 self._check_size(action)
+                self._check_forks()
+            elif isinstance(action, StartTemplate):
+                self._check_forks()
             elif isinstance(action, Retire):
                 retiring = True
             elif isinstance(action, Commit):

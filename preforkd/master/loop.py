@@ -545,10 +545,7 @@ class Master:
 
     def _aborted(self, generation: int, reason: str) -> None:
         self._drop_prepared()
-        if generation == 1:
-            self._fail_start(reason)
-        else:
-            self._reload_failed(reason)
+        self._reload_failed(reason)
 
     def _drop_prepared(self) -> None:
         if self._prepared is not None:
@@ -566,10 +563,12 @@ class Master:
         if candidate is not None:
             self._supervisor.give_up_candidate()
         self._drop_prepared()
-        if not self._serving:
-            self._exit_code = ExitCode.FAILURE if self._supervisor.goal.phase is Phase.RUN else ExitCode.OK
-        if self._reloads.stage is not Stage.IDLE and self._serving:
-            self._reload_failed(reason)
+        if self._reloads.stage is not Stage.IDLE:
+            if self._serving:
+                self._reload_failed(reason)
+            else:
+                # The start itself was overtaken, by a reload that now begins, or by a stop.
+                self._reloads.finish(self._control, reason)
 
     def _rolled_back(self, generation: int, reason: str) -> None:
         goal = self._supervisor.goal
@@ -605,6 +604,10 @@ class Master:
         self._notifier.ready(self._status())
 
     def _reload_failed(self, reason: str) -> None:
+        if self._supervisor.goal.current is None and self._supervisor.goal.candidate is None:
+            # Nothing serves that could go on: it is the start that has failed, perhaps with a HUP in its middle.
+            self._fail_start(reason)
+            return
         self._events.error("reload_failed", effect="the running generation goes on", text=reason)
         self._note_reload("failed", reason)
         self._reloads.finish(self._control, reason)
@@ -614,7 +617,7 @@ class Master:
         self._last_reload = {"time": time.time(), "outcome": outcome, "error": error}
 
     def _fail_start(self, reason: str) -> None:
-        """The very first generation cannot serve: that is the end, and whoever started us hears why."""
+        """No generation has ever served, and this one cannot: that is the end, and whoever started us hears why."""
         self._events.error("start_failed", text=reason)
         self._exit_code = ExitCode.FAILURE
         self._equipment.on_start(reason)

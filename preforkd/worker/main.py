@@ -36,8 +36,23 @@ def load_handler(estate: Estate) -> Any:
     Raises:
         LoadError: with the application's traceback.
     """
-    handler = handlers.load(estate.pool.handler)
-    return handler.load(estate.pool, config_path=estate.config_path)
+    try:
+        handler = handlers.load(estate.pool.handler)
+        return handler.load(estate.pool, config_path=estate.config_path)
+    except LoadError as error:
+        closed = _closed_directory(estate) if "No module named" in str(error) or "there is no module" in str(error) else ""
+        if not closed:
+            raise
+        raise LoadError(f"{error}\n{closed}") from error
+
+
+def _closed_directory(estate: Estate) -> str:
+    """The first directory for modules that this user cannot read, as a sentence: to the import system it is not there."""
+    for path in sys.path:
+        why = privileges.why_unreadable(path, estate.identity)
+        if why is not None and not why.endswith("does not exist"):
+            return why
+    return ""
 
 
 def run(estate: Estate, handler: Any, order: Message, birth: Channel, stem: int) -> int:

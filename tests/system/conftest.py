@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.system.daemon import Daemon
-from tests.system.shell import Shell
+from tests.system.shell import Shell, open_environment, python_for_nobody
 
 _daemons = pytest.StashKey[list[Daemon]]()
 
@@ -67,3 +70,25 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     shell = Shell(tmp_path)
     yield shell
     shell.finish()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user can reach; pytest's own are for their owner alone."""
+    folder = Path(tempfile.mkdtemp(prefix="preforkd-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def as_nobody(new_daemon: Callable[..., Daemon], open_folder: Path) -> Daemon:
+    """A daemon of root's whose workers become the user nobody. Start it with ``executable=python_for_nobody()``."""
+    if os.geteuid() != 0:
+        pytest.skip("becomes another user, which only root can")
+    if not python_for_nobody():
+        pytest.skip("no Python of this machine that has preforkd's needs can be run by another user")
+    daemon = new_daemon(open_folder / "d")
+    daemon.settings["user"] = "nobody"
+    daemon.environment |= open_environment()
+    return daemon

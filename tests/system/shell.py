@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import select
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +203,33 @@ class Shell:
         """Stop what still runs."""
         with contextlib.suppress(PreforkdError):
             self.ask("stop", fast=True)
+
+
+@functools.lru_cache
+def python_for_nobody() -> str:
+    """A Python like this one that any user can run, to be used with `open_environment`; "" where there is none.
+
+    Root's home, where Python may be, is often closed to others.
+    """
+    for python in (sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"):
+        with contextlib.suppress(OSError):
+            done = subprocess.run(
+                [python, "-c", "import preforkd.cli.boot, preforkd.models.process, httptools, tempfile"],
+                cwd="/",
+                env=open_environment(),
+                capture_output=True,
+                user="nobody",
+                extra_groups=[],
+            )
+            if done.returncode == 0:
+                return python
+    return ""
+
+
+def open_environment() -> dict[str, str]:
+    """Where such a Python finds us and what we need."""
+    path = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    return {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def wait_gone(descriptor: int) -> None:

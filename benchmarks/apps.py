@@ -50,5 +50,5 @@ _PAGES = {"/": _hello, "/big": _big, "/post": _post, "/wait": _wait, "/who": _wh
 
 
 def application(environ: Environ, start_response: Start) -> Iterable[bytes]:
-    """``/`` says hello, ``/big`` 64 KiB, ``/post`` how much it was sent, ``/wait`` hello after 20 ms, ``/who`` its pid."""
+    """``/`` says hello, ``/big`` 64 KiB, ``/post`` how much came, ``/wait`` hello after 20 ms, ``/who`` its pid."""
     return _PAGES[environ["PATH_INFO"]](environ, start_response)

@@ -1,4 +1,4 @@
-"""A pool of two workers, and suddenly 64 clients of an application that blocks for 20 ms: how long until it keeps up?"""
+"""A pool of two workers, suddenly 64 clients, and an application that blocks for 20 ms: how long until it keeps up?"""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def scenario(run: Run) -> str:
     ]
     head = ("64 clients at once", "", "full after, ms", "requests/s, last 0.5 s", "longest, ms", "failed", "processes")
     return (
-        f"### Growth under a sudden load\n\nThe application blocks for {apps.WAIT * 1000:.0f} ms, so {_CLIENTS} workers can "
-        f"answer {_CEILING:.0f} requests a second. Full is {_FULL:.0%} of that over {_TOGETHER} windows of "
+        f"### Growth under a sudden load\n\nThe application blocks for {apps.WAIT * 1000:.0f} ms: {_CLIENTS} workers "
+        f"can answer {_CEILING:.0f} requests a second. Full is {_FULL:.0%} of that over {_TOGETHER} windows of "
         f"{_WINDOW * 1000:.0f} ms ({_TOGETHER * _WINDOW * 1000:.0f} ms is the least that can be measured). "
         f"{run.effort.growth_rounds} rounds of {run.effort.growth_seconds} s.\n\n{report.table(head, rows)}"
     )

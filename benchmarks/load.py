@@ -10,7 +10,6 @@ import json
 import select
 import shutil
 import socket
-import statistics
 import subprocess
 import tempfile
 import time
@@ -39,8 +38,9 @@ BROWSER = {
 _SCRIPT = """\
 done = function(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format('\\nRESULT {"requests": %d, "us": %d, "p50": %f, "p99": %f, "failed": %d}\\n', summary.requests,
-    summary.duration, latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
+  local failed = e.connect + e.read + e.write + e.status + e.timeout
+  io.write(string.format('\\nRESULT {"requests": %d, "us": %d, "p50": %f, "p99": %f, "failed": %d}\\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), failed))
 end
 """
 _POST = 'wrk.method = "POST"\nwrk.body = string.rep("x", %d)\n'

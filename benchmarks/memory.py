@@ -1,4 +1,4 @@
-"""Memory of eight workers with an application of the usual weight, after each has been used."""
+"""Memory of a pool with an application of the usual weight, after each of its workers has been used."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from benchmarks.load import Request, Sample, drive
 from benchmarks.run import Run
 from benchmarks.servers import GTHREAD, PREFORKD, ROOT, SYNC, Plan, Server, running
 
-_WORKERS = 8
-#: More than workers, so that none of them is ever without work.
-_CLIENTS = 16
+#: Clients for each worker: more than one, so that none of them is ever without work.
+_CLIENTS = 2
 _WORKER = re.compile(rb"\r\nx-worker: ([0-9]+)\r\n", re.IGNORECASE)
 
 _ROWS = (
     ("preforkd", PREFORKD, False, ()),
-    ("preforkd, `warmup: [/ × 30]`", PREFORKD, False, ("/",) * 30),
+    ("preforkd, `warmup: [/], 30 times`", PREFORKD, False, ("/",) * 30),
     ("gunicorn sync", SYNC, False, ()),
     ("gunicorn sync `--preload`", SYNC, True, ()),
     ("gunicorn gthread `--preload`", GTHREAD, True, ()),
@@ -32,34 +31,39 @@ def scenario(run: Run) -> str:
     environment = {"BENCHMARK_DATABASE": str(database)}
     if not database.exists():
         subprocess.run([sys.executable, "-m", "benchmarks.orm"], cwd=ROOT, env=environment, check=True, timeout=30)
+    workers = run.effort.memory_workers
     rows: list[tuple[str, ...]] = []
     ours = 0.0
     for label, peer, preload, warmup in _ROWS:
-        plan = Plan("benchmarks.orm:application", _WORKERS, preload=preload, warmup=warmup, environment=environment)
+        if rows and run.late():
+            rows.append((label, *["no time"] * 4))
+            continue
+        plan = Plan("benchmarks.orm:application", workers, preload=preload, warmup=warmup, environment=environment)
         with running(peer, plan, run.directory) as server:
             born = measure.memory(server.pid) / 2**20
             samples = _use(run, server)
             used = measure.memory(server.pid) / 2**20
         ours = ours or used
-        shares = _shares(samples)
-        rows.append((label, f"{born:.0f}", f"**{used:.0f}**", f"{used / ours:.2f}", f"{min(shares)}–{max(shares)}"))
+        shares = _shares(samples, workers)
+        rows.append((label, f"{born:.0f}", f"**{used:.0f}**", f"{used / ours:.2f}", f"{min(shares)}-{max(shares)}"))
     head = ("PSS of the whole tree, MiB", "before the first request", "after", "ratio", "calls of a worker")
     return (
-        f"### Memory\n\nFlask and SQLAlchemy's ORM, {_WORKERS} workers, {_WORKERS * run.effort.calls} calls in all, one "
-        f"connection each; one round.\n\n{report.table(head, rows)}"
+        f"### Memory\n\nFlask and SQLAlchemy's ORM, {workers} workers, {workers * run.effort.calls} calls in all, "
+        f"one connection each; one round.\n\n{report.table(head, rows)}"
     )
 
 
 def _use(run: Run, server: Server) -> list[Sample]:
-    wanted = _WORKERS * run.effort.calls
-    samples = drive(server.port, [Request(keep=False)] * _CLIENTS, 60, at_most=wanted)
+    workers = run.effort.memory_workers
+    clients = [Request(keep=False)] * (workers * _CLIENTS)
+    samples = drive(server.port, clients, 60, at_most=workers * run.effort.calls)
     failures = Counter(sample.failure for sample in samples if sample.failure)
     if failures:
         raise server.failed(f"{failures.total()} of {len(samples)} requests failed: {dict(failures)}")
     return samples
 
 
-def _shares(samples: list[Sample]) -> list[int]:
+def _shares(samples: list[Sample], workers: int) -> list[int]:
     """How many requests each worker answered; 0 for one that got none."""
     counts = Counter(match[1] for sample in samples if (match := _WORKER.search(sample.answer)))
-    return [*counts.values(), *[0] * (_WORKERS - len(counts))]
+    return [*counts.values(), *[0] * (workers - len(counts))]

@@ -17,18 +17,18 @@ END = "<!-- end of what was measured -->"
 def spread(values: Sequence[float], digits: int = 0, scale: float = 1.0) -> str:
     """The median, with minimum and maximum where there is more than one value."""
     if not values:
-        return "–"
+        return "-"
     low, middle, high = (
         f"{scale * value:.{digits}f}" for value in (min(values), statistics.median(values), max(values))
     )
-    return middle if low == high else f"**{middle}** ({low}–{high})"
+    return middle if low == high else f"**{middle}** ({low}-{high})"
 
 
 def ratio(peers: Iterable[Sequence[float]], ours: Sequence[float]) -> str:
     """How many times as much the best of the peers needs as we do, by medians."""
     medians = [statistics.median(values) for values in peers if values]
     if not medians or not ours or not statistics.median(ours):
-        return "–"
+        return "-"
     return f"{min(medians) / statistics.median(ours):.2f}"
 
 

@@ -22,7 +22,7 @@ class Effort:
 
     Attributes:
         cpu_rounds, cpu_seconds: Rounds of the scenario `cpu`, and the length of one measurement (whole seconds).
-        calls: Requests for each worker in the scenario `memory`.
+        memory_workers, calls: Workers in the scenario `memory`, and requests for each of them.
         growth_rounds, growth_seconds: Rounds of `growth`, and how long the load lasts.
         life_rounds, reloads: Starts and kills in the scenario `life`, and reloads under load.
         idle_seconds: How long idle servers are watched.
@@ -32,6 +32,7 @@ class Effort:
 
     cpu_rounds: int
     cpu_seconds: int
+    memory_workers: int
     calls: int
     growth_rounds: int
     growth_seconds: float
@@ -42,8 +43,8 @@ class Effort:
     calm: float
 
 
-FULL = Effort(5, 1, 2000, 3, 2.5, 7, 5, 5.0, limit=200.0, calm=20.0)
-QUICK = Effort(1, 1, 100, 1, 1.5, 2, 2, 2.0, limit=38.0, calm=0.0)
+FULL = Effort(5, 1, 8, 2000, 3, 2.5, 7, 5, 5.0, limit=200.0, calm=20.0)
+QUICK = Effort(1, 1, 3, 50, 1, 1.5, 2, 2, 2.0, limit=38.0, calm=0.0)
 
 
 @dataclass(slots=True)
@@ -60,12 +61,16 @@ class Run:
         self._calm_left = self.effort.calm
 
     def rounds(self, count: int) -> Iterator[int]:
-        """The numbers of the rounds, each when the machine is quiet, or will not be; at least one, and none too late."""
+        """The numbers of the rounds, each when the machine is quiet or will not be; at least one, and none too late."""
         for number in range(count):
-            if number and time.monotonic() - self.began > self.effort.limit:
+            if number and self.late():
                 return
             self._wait_for_calm()
             yield number
+
+    def late(self) -> bool:
+        """True when nothing new may begin that can be left out."""
+        return time.monotonic() - self.began > self.effort.limit
 
     def _wait_for_calm(self) -> None:
         began = time.monotonic()

@@ -117,7 +117,7 @@ def _gunicorn(plan: Plan, port: int, directory: Path, kind: str) -> list[str]:
     argv = [sys.executable, "-m", "gunicorn", plan.app, "--bind", f"127.0.0.1:{port}", "--chdir", str(ROOT)]
     argv += ["--workers", str(plan.workers), "--worker-class", kind, "--backlog", str(_BACKLOG)]
     argv += ["--timeout", "30", "--keep-alive", "5", "--error-logfile", str(directory / "log")]
-    # Its heartbeat is a file: on a disk that is slow, the worker would wait for it. Its own documentation says so.
+    # Its heartbeat is a file; on a slow disk the worker would wait for it, says its documentation.
     argv += ["--worker-tmp-dir", "/dev/shm", "--no-control-socket"]
     if kind == "gthread":
         argv += ["--threads", str(_GTHREADS)]

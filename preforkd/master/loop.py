@@ -246,6 +246,7 @@ class Master:
             self._wake_at,
             self._control.wake_at(),
             self._reloads.wake_at,
+            self._reloads.overtake_at,
             self._orphans.wake_at,
             self._fed_at + self._watchdog if self._watchdog is not None else None,
             self._rung_at + GROW_INTERVAL if self._rung_at + GROW_INTERVAL > now else None,
@@ -367,9 +368,12 @@ class Master:
         if stopping:
             self._reloads.cancel(self._control, "the service stops")
             return
-        if self._reloads.overtaken(now) and self._supervisor.goal.candidate is not None:
-            # Somebody asked again, perhaps with the cure, while this candidate hangs.
-            self._give_up_candidate("overtaken by a newer reload")
+        if self._reloads.overtaken(now):
+            # Somebody asked again, perhaps with the cure, while this candidate hangs, or its takeover gets nowhere.
+            if self._supervisor.goal.candidate is not None:
+                self._give_up_candidate("overtaken by a newer reload")
+            else:
+                self._reloads.finish(self._control, "overtaken by a newer reload before it had taken over")
         if not self._reloads.due():
             return
         self._reloads.begin(now)
@@ -438,7 +442,7 @@ class Master:
     def _observe(self, now: float) -> Load:
         goal, table = self._supervisor.goal, self._supervisor.table
         if goal.phase in (Phase.STOP, Phase.FAST):
-            return Load(strangers=self._kernel.strangers() if table.empty() else ())
+            return Load(strangers=self._kernel.strangers() if table.unborn() else ())
         world = self._kernel.worlds.get(goal.current.number) if goal.current is not None else None
         if world is None:
             return Load()

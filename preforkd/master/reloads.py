@@ -59,9 +59,14 @@ class Reloads:
         """The start of the service is a reload from nothing; nobody waits for it here."""
         self.stage = Stage.SWITCHING
 
+    @property
+    def overtake_at(self) -> float | None:
+        """When the next one may overtake this one (monotonic seconds); None while nobody has asked again."""
+        return self._begun_at + PATIENCE if self._asked and self.stage is Stage.SWITCHING else None
+
     def overtaken(self, now: float) -> bool:
         """Has somebody asked again while this one takes long?"""
-        return self._asked and self.stage is Stage.SWITCHING and now >= self._begun_at + PATIENCE
+        return self.overtake_at is not None and now >= self.overtake_at
 
     def finish(self, control: ControlServer, error: str | None, generation: int = 0) -> None:
         """Answer everybody who waits for this one."""

@@ -40,7 +40,9 @@ def load_handler(estate: Estate) -> Any:
         handler = handlers.load(estate.pool.handler)
         return handler.load(estate.pool, config_path=estate.config_path)
     except LoadError as error:
-        closed = _closed_directory(estate) if "No module named" in str(error) or "there is no module" in str(error) else ""
+        closed = (
+            _closed_directory(estate) if "No module named" in str(error) or "there is no module" in str(error) else ""
+        )
         if not closed:
             raise
         raise LoadError(f"{error}\n{closed}") from error

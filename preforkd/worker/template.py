@@ -178,7 +178,10 @@ class _Nursery:
     def _pass_on(self) -> None:
         while self._waiting and self._stem is not None:
             message, descriptors = self._waiting.pop(0)
-            channel = self._stem[1]
+            stem, channel = self._stem
+            # Said here, because a stem that is stopped (SIGSTOP) before it reads its order could not be found later.
+            for descriptor in descriptors:
+                _say(descriptor, {"stem": stem})
             try:
                 channel.send(message, descriptors)
             except ChannelClosed:
@@ -273,10 +276,6 @@ class _Stem:
         births = [
             (item, Channel(socket.socket(fileno=fd))) for item, fd in zip(message["order"], descriptors, strict=True)
         ]
-        for _, birth in births:
-            # First of all: whoever waits for a birth must be able to end the one it depends on.
-            with contextlib.suppress(ChannelClosed):
-                birth.send({"stem": os.getpid()})
         stem = os.getpid()
         for item, birth in births:
             keep = self._estate.worker_descriptors() | {birth.fileno()}

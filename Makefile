@@ -35,7 +35,7 @@ BOOTSTRAP = $(PYTHON) tools/bootstrap
 .PHONY: help venv run test lint test-here test-others bench install clean
 
 help:
-	@sed -n 's/^# \{0,1\}//; 1,/^$$/p' Makefile | sed -n '3,8p'
+	@sed -n '3,/^#$$/s/^#   //p' Makefile
 
 # Only what the others need before they start; for those who want to be offline afterwards.
 venv:

@@ -22,6 +22,9 @@ _WORK = {
     "POST of 64 KiB": Request("/post", posted=apps.BIG),
 }
 
+#: So many of them tell most of it.
+_ESSENTIAL = 3
+
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
@@ -42,15 +45,16 @@ def _measure(run: Run, server: Server, request: Request) -> _Cell:
 
 def scenario(run: Run) -> str:
     """Runs it and returns its section of the report."""
+    works = list(_WORK)[: None if run.effort.thorough else _ESSENTIAL]
     cells: dict[tuple[str, str], list[_Cell]] = defaultdict(list)
     for number in run.rounds(run.effort.cpu_rounds):
         for peer in rotated(PEERS, number):
             with running(peer, Plan(workers=_PROCESSES), run.directory) as server:
-                for work, request in _WORK.items():
-                    cells[work, peer].append(_measure(run, server, request))
+                for work in works:
+                    cells[work, peer].append(_measure(run, server, _WORK[work]))
             with running(peer, Plan(workers=_PROCESSES, access_log=True), run.directory) as server:
                 cells[_LOGGED, peer].append(_measure(run, server, Request()))
-    works = [*_WORK, _LOGGED]
+    works.append(_LOGGED)
     costs = {key: [cell.cost for cell in found] for key, found in cells.items()}
     first = report.table(
         ("CPU for a request, µs", *PEERS, "best gunicorn / preforkd"),

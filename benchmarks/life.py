@@ -52,7 +52,7 @@ def scenario(run: Run) -> str:
         ("wake-ups a second, idle, all processes", *(f"{idle[peer]:.1f}" for peer in PEERS), ""),
     )
     return (
-        f"### Life\n\n{run.effort.life_rounds} starts and kills with 1 worker; reloads and idleness with {_PROCESSES} "
+        f"### Life\n\n{len(starts[PREFORKD])} starts and kills with 1 worker; reloads and idleness with {_PROCESSES} "
         f"workers. Load during reloads: {_KIND} clients that keep their connection and {_KIND} that do not, "
         f"{_PAUSE * 1000:.0f} ms between an answer and the next request; the worst latency of the clients during each "
         f"reload. Idle: {run.effort.idle_seconds:.0f} s.\n\n"

@@ -186,7 +186,7 @@ def _wait_for_workers(server: Server, workers: int) -> None:
         if len(now) > workers and now == before:
             return
         before = now
-        time.sleep(0.2)
+        time.sleep(0.15)
     raise server.failed(f"it has not got {workers} workers in {_PATIENCE:.0f} s")
 
 

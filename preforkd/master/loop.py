@@ -143,6 +143,8 @@ class Master:
         """
         set_child_subreaper()
         self._wakeup = Wakeup(SIGNALS)
+        # Whoever started us may have blocked some, and a mask is inherited.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         table = Table()
         self._kernel = PosixKernel(
             table,
@@ -274,6 +276,8 @@ class Master:
                 view = board.view(worker.slot)
                 fields["requests"] = view.requests
                 if view.activity is Activity.BUSY:
+                    # Somebody got no answer, or half of one, also where we wanted it so (the grace was over).
+                    say = self._events.warning
                     fields["request"] = view.request
                     fields["client"] = view.client
                     fields["seconds"] = round(max(0.0, time.monotonic() - view.since), 3)

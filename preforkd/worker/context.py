@@ -67,7 +67,6 @@ class Context:
         enable_fault_report(self._estate)
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         signal.signal(signal.SIGQUIT, lambda *_: os._exit(ExitCode.LEFT))
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, self._parent_died)
         privileges.set_pdeathsig(signal.SIGUSR2)

@@ -24,7 +24,7 @@ from preforkd.logs import TaggedStream
 from preforkd.spawn import Channel, ChannelClosed, Message
 from preforkd.spawn.channel import cut
 from preforkd.worker.context import Context
-from preforkd.worker.settle import set_title, tag_output
+from preforkd.worker.settle import overhear, set_title, tag_output
 
 #: The intermediate ends right after the fork; so long a worker waits for the master to become its parent. Seconds.
 _ADOPTION = 5.0
@@ -68,8 +68,7 @@ def run(estate: Estate, handler: Any, order: Message, birth: Channel, stem: int)
     # Before it is ready it holds nothing: every wish to leave is granted at once, also in the middle of an import.
     for signum in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(signum, lambda *_: os._exit(ExitCode.LEFT))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    overhear()
     name = f"{estate.pool.name}/{order['slot']}"
     set_title(f"{name} g{estate.generation} starting")
     tag_output(estate, name)

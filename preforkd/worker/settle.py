@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from types import FrameType
 
 import setproctitle
 
@@ -19,6 +20,18 @@ from preforkd.privileges import Identity
 def set_title(text: str) -> None:
     """Show ``preforkd: text`` in ps(1). Text from clients is escaped: newlines and escapes would pass through."""
     setproctitle.setproctitle("preforkd: " + text.encode("unicode_escape").decode("ascii"))
+
+
+def overhear() -> None:
+    """Do nothing at signals that are meant for the master, as from ``pkill -USR1 preforkd`` or from a terminal, whose
+    default actions would end or stop this process. Handlers, because what is ignored stays so in programs that the
+    application starts."""
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(signum, _nothing)
+
+
+def _nothing(signum: int, frame: FrameType | None) -> None:
+    pass
 
 
 def tag_output(estate: Estate, who: str) -> None:

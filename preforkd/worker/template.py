@@ -32,7 +32,7 @@ from preforkd.stamp import build_stamp, installed_version
 from preforkd.wakeup import Wakeup
 from preforkd.worker import main as worker_main
 from preforkd.worker.leftovers import find_leftovers, open_descriptors
-from preforkd.worker.settle import become, set_title, tag_output
+from preforkd.worker.settle import become, overhear, set_title, tag_output
 
 #: A stem that cannot be forked is tried again after so long. Seconds.
 _FORK_RETRY = 0.2
@@ -40,6 +40,8 @@ _FORK_RETRY = 0.2
 
 def run(estate: Estate) -> int:
     """The template's life; returns its exit code. Runs in a child of the master that kept `Estate.descriptors`."""
+    # A terminal's Ctrl-C reaches the whole group; the template leaves when the master says so.
+    overhear()
     os.environ.clear()
     os.environ.update(estate.environment)
     set_title(f"{estate.pool.name} template g{estate.generation} loading")
@@ -120,9 +122,6 @@ class _Nursery:
         self._estate = estate
         self._handler = handler
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGCHLD))
-        # A terminal's Ctrl-C reaches the whole group; the template leaves when the master says so.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._stem: tuple[int, Channel] | None = None
         self._waiting: list[tuple[Message, list[int]]] = []
         self._fork_at = 0.0
@@ -251,8 +250,7 @@ class _Stem:
         self._channel = channel
 
     def run(self) -> int:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        overhear()
         set_title(f"{self._estate.pool.name} stem g{self._estate.generation}")
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)

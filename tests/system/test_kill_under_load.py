@@ -154,6 +154,22 @@ def test_a_stopped_worker_is_counted_out(fixed: Daemon, continued: bool) -> None
     assert len(traffic.failed) <= (0 if continued else 1), traffic.failed
 
 
+def test_a_request_that_takes_too_long_ends_its_worker(fixed: Daemon) -> None:
+    fixed.pool["timeouts"]["request"] = "1s"
+    fixed.expect_noise = True  # where it was, as a traceback from C
+    fixed.start()
+    with Traffic(fixed, kept=0) as traffic:
+        held = fixed.hold("a")
+        end = fixed.wait_for_event("worker_exit", pid=held.pid)
+        assert end["cause"] == "timed out: the request took longer than timeouts.request"
+        assert end["request"] == "GET /gate/a HTTP/1.1"
+        assert float(end["seconds"]) >= 1
+        assert held.lost()
+        fixed.wait_for_status(whole(2))
+    traffic.check()
+    assert "in gate" in fixed.log
+
+
 # --- template and stem ------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +235,16 @@ def test_the_master_is_killed(fixed: Daemon) -> None:
     host, port = fixed.address.split(":")
     with socket.create_server((host, int(port))):
         pass
+
+
+def test_a_stopped_master_costs_nothing(fixed: Daemon) -> None:
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        os.kill(fixed.pid, signal.SIGSTOP)
+        traffic.wait(100)
+        os.kill(fixed.pid, signal.SIGCONT)
+        fixed.wait_for_status(whole(2))
+    traffic.check()
 
 
 def test_a_hung_orphan_ends_after_graceful(fixed: Daemon) -> None:
@@ -291,8 +317,9 @@ def test_term_is_limited_by_graceful(fixed: Daemon) -> None:
     assert end["request"] == "GET /gate/a HTTP/1.1"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT], ids=lambda s: s.name)
-@pytest.mark.parametrize("after_term", [False, True], ids=["at-once", "after-term"])
+@pytest.mark.parametrize(
+    ("signum", "after_term"), [(signal.SIGINT, False), (signal.SIGQUIT, True)], ids=["INT", "QUIT-after-TERM"]
+)
 def test_a_fast_stop_waits_for_nobody(fixed: Daemon, signum: signal.Signals, after_term: bool) -> None:
     fixed.start()
     held = fixed.hold("a")
@@ -304,6 +331,46 @@ def test_a_fast_stop_waits_for_nobody(fixed: Daemon, signum: signal.Signals, aft
     assert fixed.wait_exit() == 0
     assert time.monotonic() - begun < 3
     assert held.lost()
+
+
+def test_term_ends_who_does_not_run(fixed: Daemon) -> None:
+    """Stopped processes see no TERM; the last rung of the ladder is KILL."""
+    fixed.pool["timeouts"]["graceful"] = "200ms"
+    fixed.start()
+    victims = [fixed.pids()[0], fixed.template()]
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP)
+    assert fixed.stop() == 0
+    for name, pid in zip(("worker_exit", "template_exit"), victims, strict=True):
+        assert fixed.wait_for_event(name, pid=pid)["cause"].endswith("killed by signal 9 (SIGKILL)")
+
+
+def test_term_while_it_starts(fixed: Daemon) -> None:
+    fixed.write_app("hangs", head="print('hangs')\ntime.sleep(3600)\n")
+    fixed.start(ready=False)
+    fixed.wait_for_event("app_output", line="hangs")
+    fixed.signal(signal.SIGTERM)
+    assert fixed.wait_exit() == 0
+
+
+def test_a_stop_ends_what_the_application_left_behind(fixed: Daemon) -> None:
+    """Orphans of the application are adopted by the master, which is a subreaper."""
+    fixed.write_app(tail="import subprocess\nDETACH = 'sleep 300 & sleep 301 &'\n" + DETACHING)
+    fixed.start()
+    ask(fixed)
+    wait_titled(fixed, "sleep 300")
+    wait_titled(fixed, "sleep 301")
+    assert fixed.stop() == 0
+    fixed.wait_alone(1)
+
+
+DETACHING = """
+good = application
+
+def application(environ, start_response):
+    subprocess.Popen(DETACH, shell=True, start_new_session=True).wait()
+    return good(environ, start_response)
+"""
 
 
 @pytest.mark.parametrize("preload", ["auto", "never"])
@@ -340,6 +407,48 @@ def test_winch_drains_and_hup_brings_back(fixed: Daemon) -> None:
     traffic.check()
 
 
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_anything_at_any_time(daemon: Daemon, seed: int) -> None:
+    """Any process but the master is killed or stopped, between reloads, resizes and reopened logs."""
+    daemon.pool["workers"] = {"start": 4, "min_spare": 2, "max_spare": 6, "max": 8}
+    daemon.start()
+    chance = random.Random(seed)
+    version, kills = 1, 0
+    with Traffic(daemon, kept=0, fresh=4, path="/work/2") as traffic:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            others = sorted(daemon.processes().keys() - {daemon.pid})
+            what = chance.randrange(10)
+            with contextlib.suppress(ProcessLookupError):
+                if what < 4:
+                    version += 1
+                    daemon.write_app(str(version))
+                    daemon.signal(signal.SIGHUP)
+                elif what < 8:
+                    os.kill(chance.choice(others), signal.SIGKILL)
+                    kills += 1
+                elif what == 8:
+                    daemon.signal(chance.choice([signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2]))
+                else:
+                    victim = chance.choice(others)
+                    os.kill(victim, signal.SIGSTOP)
+                    time.sleep(0.05)
+                    os.kill(victim, signal.SIGCONT)
+            time.sleep(0.04)  # the storm's own pace
+        daemon.write_app("last")
+        # The killed ones may have been needed for a reload that was under way; the one after it has nothing in its way.
+        assert "" in (daemon.ask_reload(), daemon.ask_reload())
+        daemon.wait_for_status(settled(daemon.status()["master"]["generation"]))
+        end = time.monotonic()
+        assert ask(daemon)[0] == "last"
+        traffic.wait(50)
+    assert len(traffic.failed) <= kills, traffic.failed
+    assert not [outcome for outcome in traffic.failed if outcome.started > end]
+
+
 # --- crash loops and shortages ----------------------------------------------------------------------------------------
 
 
@@ -354,10 +463,10 @@ def test_a_crash_loop_of_workers_is_slow_and_ends_by_itself(fixed: Daemon) -> No
         fixed.wait_for_event("worker_exit", pid=victim)
         lost = len(traffic.failed)
         begun, before = time.monotonic(), used(fixed.pid)
-        fixed.wait_for_event("worker_failed", count=6)
+        fixed.wait_for_event("worker_failed", count=5)
         seconds = time.monotonic() - begun
-        # 2 are free, then there are pauses of 0.1, 0.2, 0.4 s.
-        assert seconds > 0.6
+        # 2 are free, then there are pauses of 0.1, 0.2, 0.4 s and so on.
+        assert seconds > 0.25
         assert used(fixed.pid) - before < 0.5 * seconds + 0.1
         status = fixed.wait_for_status(lambda s: "next_try_in" in s["pools"]["web"])
         assert "RuntimeError: by intent" in status["pools"]["web"]["last_error"]
@@ -379,8 +488,8 @@ def test_a_crash_loop_of_templates_is_slow_and_ends_by_itself(fixed: Daemon) -> 
         fixed.write_app("broken", head="raise RuntimeError('by intent')\n")
         begun = time.monotonic()
         os.kill(fixed.template(), signal.SIGKILL)
-        fixed.wait_for_event("template_failed", count=6)
-        assert time.monotonic() - begun > 0.6
+        fixed.wait_for_event("template_failed", count=5)
+        assert time.monotonic() - begun > 0.25
         status = fixed.wait_for_status(lambda s: "next_try_in" in s["pools"]["web"])
         assert "RuntimeError: by intent" in status["pools"]["web"]["last_error"]
         fixed.write_app("1")
@@ -531,22 +640,22 @@ THREAD = "import threading\nthreading.Thread(target=time.sleep, args=(3600,), na
 SOCKET = "import socket\nLEFT = socket.create_server(('127.0.0.1', 0))\n"
 
 
-@pytest.mark.parametrize(
-    ("head", "finding"),
-    [(THREAD, "the thread 'collector' is running"), (SOCKET, "a socket is open (bound to 127.0.0.1:")],
-)
 @pytest.mark.parametrize("preload", ["auto", "always", "never"])
-def test_what_the_import_left_behind_is_named(fixed: Daemon, preload: str, head: str, finding: str) -> None:
+def test_what_the_import_left_behind_is_named(fixed: Daemon, preload: str) -> None:
     """auto loads in each worker instead, always forks all the same, never does not look."""
     fixed.pool["preload"] = preload
-    fixed.write_app("1", head=head)
+    fixed.write_app("1", head=THREAD + SOCKET)
     fixed.start()
     assert ask(fixed)[0] == "1"
     unsafe = fixed.events("template_unsafe")
-    assert [finding in event["findings"] for event in unsafe] == ([] if preload == "never" else [True])
+    assert len(unsafe) == (preload != "never")
+    for event in unsafe:
+        assert event.level == "warning"
+        assert "the thread 'collector' is running" in event["findings"]
+        assert "a socket is open (bound to 127.0.0.1:" in event["findings"]
     assert fixed.status()["pools"]["web"]["template"]["preload"] == (preload == "always")
     # So it is on the next time, too.
-    fixed.write_app("2", head=head)
+    fixed.write_app("2", head=THREAD + SOCKET)
     assert fixed.ask_reload() == ""
     fixed.wait_for_status(settled(2))
     assert ask(fixed)[0] == "2"

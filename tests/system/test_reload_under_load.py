@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import os
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from preforkd.control.protocol import Command, encode_command
 from tests.support.counting_client import CountingClient, Failure
-from tests.system.daemon import Daemon, free_port
+from tests.system.daemon import LOOK, Daemon, free_port
 from tests.system.traffic import Traffic, ask, number_of, settled
 
 
@@ -25,10 +27,17 @@ def fixed(daemon: Daemon) -> Daemon:
     return daemon
 
 
-def answered_reloads(daemon: Daemon) -> bool:
-    """Whether every RELOADING was followed by a READY, without which the unit would hang in ``reloading``."""
-    words = [key for notice in daemon.notices() for key in ("RELOADING", "READY") if key in notice]
-    return bool(words) and words[-1] == "READY" and "RELOADING,RELOADING" not in ",".join(words)
+def check_notices(daemon: Daemon) -> None:
+    """Every RELOADING was followed by a READY, without which the unit would hang in ``reloading``."""
+
+    def words() -> list[str]:
+        return [key for notice in daemon.notices() for key in ("RELOADING", "READY") if key in notice]
+
+    deadline = time.monotonic() + 5
+    while words()[-1] != "READY":
+        assert time.monotonic() < deadline, words()
+        time.sleep(LOOK)
+    assert "RELOADING RELOADING" not in " ".join(words())
 
 
 # --- reloads that succeed ---------------------------------------------------------------------------------------------
@@ -48,7 +57,7 @@ def test_new_code_serves_and_nobody_fails(fixed: Daemon, preload: str) -> None:
             assert ask(fixed)[0] == version
             traffic.wait(20)
     traffic.check()
-    assert answered_reloads(fixed)
+    check_notices(fixed)
 
 
 def test_twenty_hups_in_two_seconds(daemon: Daemon) -> None:
@@ -74,7 +83,7 @@ def test_twenty_hups_in_two_seconds(daemon: Daemon) -> None:
     assert not daemon.events("reload_failed")
     # Some shared a reload, and each of the rest ended well.
     assert 2 <= len(daemon.events("reload_done")) <= 20
-    assert answered_reloads(daemon)
+    check_notices(daemon)
 
 
 @pytest.mark.parametrize("preload", ["auto", "never"])
@@ -136,12 +145,87 @@ def test_a_request_in_flight_outlives_its_generation(fixed: Daemon) -> None:
     fixed.write_app("2")
     assert fixed.ask_reload() == ""
     fixed.wait_for_status(
-        lambda status: held.pid in [w["pid"] for w in status["pools"]["web"]["workers"] if "why" in w]
+        lambda status: all(w["generation"] == 2 or w["pid"] == held.pid for w in status["pools"]["web"]["workers"])
     )
     assert ask(fixed)[0] == "2"
     held.finish()
     left = fixed.wait_for_event("worker_exit", pid=held.pid)
     assert left["cause"] == "asked: replaced by a newer generation"
+
+
+def test_a_stopped_worker_holds_no_reload_up(fixed: Daemon) -> None:
+    fixed.pool["timeouts"]["graceful"] = "500ms"
+    fixed.start()
+    with Traffic(fixed, kept=0) as traffic:
+        stopped = fixed.pids()[1]
+        os.kill(stopped, signal.SIGSTOP)
+        fixed.wait_for_event("child_stopped", pid=stopped)
+        fixed.write_app("2")
+        assert fixed.ask_reload() == ""
+        fixed.wait_for_status(settled(2))
+        assert ask(fixed)[0] == "2"
+    # It may have been stopped in the middle of a request.
+    assert len(traffic.failed) <= 1, traffic.failed
+
+
+def test_whoever_asked_may_go_away(fixed: Daemon) -> None:
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        fixed.write_app("2", head="print('loading')\ntime.sleep(0.3)\n")
+        with socket.socket(socket.AF_UNIX) as asker:
+            asker.connect(str(fixed.control))
+            asker.sendall(encode_command(Command("reload", {}, id=1)))
+            fixed.wait_for_event("app_output", line="loading")
+        fixed.wait_for_event("reload_done", generation=2)
+        fixed.wait_for_status(settled(2))
+        assert ask(fixed)[0] == "2"
+    traffic.check()
+
+
+def test_reloads_leave_nothing_behind(fixed: Daemon) -> None:
+    """Good and bad ones in turn: as many descriptors, children and processes as before, and all of them sleep."""
+    fixed.start()
+    assert fixed.ask_reload() == ""
+    fixed.wait_for_event("generation_proven", generation=2)
+    before = belongings(fixed)
+    for version in range(3, 11):
+        bad = version % 3 == 0
+        fixed.write_app(str(version), head="os._exit(3)\n" if bad else "")
+        assert bool(fixed.ask_reload()) == bad
+    generation = fixed.status()["master"]["generation"]
+    fixed.wait_for_event("generation_proven", generation=generation)
+    deadline = time.monotonic() + 10
+    while (after := belongings(fixed)) != before:
+        assert time.monotonic() < deadline, f"{before} before, {after} after"
+        time.sleep(LOOK)
+    # Nothing happens, so nobody wakes up (the status line, which says so once more a second later, aside).
+    deadline = time.monotonic() + 10
+    while True:
+        switches = wake_ups(fixed)
+        time.sleep(1)
+        if wake_ups(fixed) == switches:
+            break
+        assert time.monotonic() < deadline, f"{switches} before, {wake_ups(fixed)} after"
+
+
+def belongings(daemon: Daemon) -> dict[str, int]:
+    """How many descriptors each process has, and how many children the master."""
+    found = {"children": len(Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split())}
+    roles: dict[str, int] = {}
+    for pid, title in sorted(daemon.processes().items()):
+        role = next((role for role in ("master", "template", "stem") if role in title), "worker")
+        roles[role] = roles.get(role, 0) + 1
+        with contextlib.suppress(FileNotFoundError):
+            found[f"{role} {roles[role]}"] = len(os.listdir(f"/proc/{pid}/fd"))
+    return found
+
+
+def wake_ups(daemon: Daemon) -> dict[int, str]:
+    """How often each process has been switched to, as /proc says."""
+    return {
+        pid: " ".join(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "ctxt_switches" in line)
+        for pid in daemon.processes()
+    }
 
 
 # --- reloads that fail ------------------------------------------------------------------------------------------------
@@ -231,10 +315,22 @@ def test_a_mistake_costs_nothing(
         fixed.wait_for_status(settled(fixed.status()["master"]["generation"]))
         assert ask(fixed)[0] == "2"
     traffic.check()
-    assert answered_reloads(fixed)
+    check_notices(fixed)
     assert {event["pid"] for event in fixed.events("worker_exit", cause=lambda c: "asked" not in c)}.isdisjoint(
         str(pid) for pid in before
     )
+
+
+def test_a_template_killed_while_it_loads(fixed: Daemon) -> None:
+    fixed.start()
+    with Traffic(fixed) as traffic:
+        fixed.write_app("2", head="print(f'loading {os.getpid()}')\ntime.sleep(3600)\n")
+        fixed.signal(signal.SIGHUP)
+        loading = fixed.wait_for_event("app_output", line=lambda line: line.startswith("loading "))
+        os.kill(int(loading["line"].split()[1]), signal.SIGKILL)
+        failed = fixed.wait_for_event("reload_failed")
+        assert "the template ended while it loaded: killed by signal 9 (SIGKILL)" in failed["text"]
+    traffic.check()
 
 
 def test_health_is_asked_before_anything_old_is_touched(fixed: Daemon) -> None:
@@ -259,11 +355,12 @@ def test_a_newer_hup_overtakes_a_hanging_import(fixed: Daemon) -> None:
         fixed.wait_for_event("app_output", line="hangs")
         fixed.write_app("3")
         assert fixed.ask_reload() == ""
+        fixed.wait_for_status(settled(fixed.status()["master"]["generation"]))
         assert ask(fixed)[0] == "3"
         failed = fixed.wait_for_event("reload_failed")
         assert "overtaken" in failed["text"]
     traffic.check()
-    assert answered_reloads(fixed)
+    check_notices(fixed)
 
 
 def test_workers_that_die_after_the_commit_are_rolled_back(daemon: Daemon) -> None:
@@ -295,7 +392,27 @@ def application(environ, start_response):
         assert not daemon.events("worker_exit", after=end)
     deaths = daemon.events("worker_exit", cause="exit code 1", generation=2)
     assert {outcome.number for outcome in traffic.failed} == {number_of(event["request"]) for event in deaths}
-    assert answered_reloads(daemon)
+    check_notices(daemon)
+
+
+def test_a_rollback_brings_the_old_port_back(fixed: Daemon) -> None:
+    old, new = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    fixed.pool["timeouts"]["probation"] = "20s"
+    fixed.listen_on(old)
+    fixed.start()
+    fixed.write_app("deadly", tail="\ndef application(environ, start_response):\n    os._exit(1)\n")
+    fixed.listen_on(new)
+    fixed.save()
+    assert fixed.ask_reload() == ""
+    with CountingClient(new, threads=1, keep_alive=False):
+        fixed.wait_for_event("generation_rollback", generation=2, to=1)
+        fixed.wait_for_status(settled(1))
+    with CountingClient(old) as client:
+        client.wait(20)
+    client.result().check()
+    fixed.wait_for_event("listener_closed", listen=new)
+    with pytest.raises(ConnectionRefusedError):
+        ask(fixed, address=new)
 
 
 # --- listeners --------------------------------------------------------------------------------------------------------

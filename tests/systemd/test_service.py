@@ -216,10 +216,15 @@ class Service:
             process.stdout.close()
             process.wait()
 
+    def attempt(self, address: str, path: str = "/") -> dict[str, Any]:
+        """One request, whatever becomes of it."""
+        lines = self.machine.run("python3", "-c", CLIENT, "--one", address, path).splitlines()
+        last: dict[str, Any] = json.loads(lines[-1])
+        return last
+
     def get(self, path: str = "/", address: str = V4) -> str:
         """The body of one answer."""
-        lines = self.machine.run("python3", "-c", CLIENT, "--one", address, path).splitlines()
-        answer = json.loads(lines[-1])
+        answer = self.attempt(address, path)
         assert answer.get("status") == 200, answer
         return str(answer["body"])
 
@@ -304,6 +309,18 @@ def test_broken_reload_fails_and_changes_nothing(service: Service, config: str, 
     load.assert_nobody_noticed()
     assert service.show("ReloadResult") == "success"
     assert service.master == master
+
+
+def test_dropped_address_is_refused(service: Service) -> None:
+    """A socket that systemd went on keeping would go on accepting connections, for nobody."""
+    assert service.show("NFileDescriptorStore") == "3"
+    with service.load(V4, UNIX) as load:
+        service.configure(CONFIG.replace(', "[::]:80"', ""))
+        done = service.machine.systemctl("reload", "preforkd")
+        assert done.returncode == 0, done.stderr
+        until(lambda: "ConnectionRefusedError" in service.attempt(V6).get("what", ""), "the address is refused")
+        assert service.show("NFileDescriptorStore") == "2"
+    load.assert_nobody_noticed()
 
 
 def test_restart_refuses_nobody(service: Service) -> None:

@@ -20,7 +20,7 @@ from benchmarks.run import FULL, QUICK, QUIET, Run
 #: Each with the part of the whole time that may have passed when it begins its last round.
 _SCENARIOS: dict[str, tuple[Callable[[Run], str], float]] = {
     "cpu": (cpu.scenario, 0.45),
-    "memory": (memory.scenario, 0.7),
+    "memory": (memory.scenario, 0.72),
     "growth": (growth.scenario, 0.85),
     "life": (life.scenario, 1.0),
 }

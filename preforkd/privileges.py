@@ -144,12 +144,13 @@ def drop(identity: Identity) -> None:
 
 
 def set_limits(files: int, core: int) -> None:
-    """Set RLIMIT_NOFILE (descriptors) and RLIMIT_CORE (bytes), soft and hard; 0 leaves one as it is. Before `drop`.
+    """Set RLIMIT_NOFILE (descriptors; 0 leaves it as it is) and RLIMIT_CORE (bytes; 0: none), soft and hard. Before
+    `drop`.
 
     Raises `PrivilegeError` for more than this process may have.
     """
     for limit, value, key in ((resource.RLIMIT_NOFILE, files, "files"), (resource.RLIMIT_CORE, core, "core")):
-        if not value:
+        if not value and limit == resource.RLIMIT_NOFILE:
             continue
         _, hard = resource.getrlimit(limit)
         try:

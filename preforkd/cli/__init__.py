@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(command(arguments))
     except PreforkdError as error:
-        print(f"preforkd: {error}" if not isinstance(error, ConfigError) else error, file=sys.stderr)
+        # A list of mistakes stands by itself: each line begins with its place.
+        places = isinstance(error, ConfigError) or str(error).startswith("/")
+        print(error if places else f"preforkd: {error}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         return 130
@@ -55,7 +57,11 @@ def _open_standard_descriptors() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="preforkd", description="A prefork daemon: owns connections and processes.")
+    parser = argparse.ArgumentParser(
+        prog="preforkd",
+        description="A prefork daemon: owns connections and processes.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 78 the configuration cannot work.",
+    )
     parser.add_argument("--version", action="version", version=f"preforkd {preforkd.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -67,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
                 "file",
                 nargs="?",
                 metavar="FILE",
-                help="the configuration (default: /etc/preforkd/preforkd.yaml or your own)",
+                help="the configuration (default: /etc/preforkd/preforkd.yaml, your own, or the welcome page)",
             )
         return command
 
@@ -108,7 +114,12 @@ def checked(path: str) -> Checked:
         ConfigError: with every mistake.
         PreforkdError: the check itself failed.
     """
-    answer = Checker(path).result()
+    try:
+        answer = Checker(path).result()
+    except OSError as failure:
+        raise PreforkdError(
+            f"cannot fork a process to check {path}: {failure.strerror}; see this user's limits (ulimit -u) and memory"
+        ) from None
     error = answer.error()
     if error is not None:
         raise error

@@ -125,6 +125,12 @@ def start(checked: Checked, timeout: float) -> int:
         raise PreforkdError("`preforkd start` detaches, which systemd does not want; use `preforkd run` (Type=notify)")
     if timeout <= 0:
         timeout = max(pool.timeouts.start for pool in config.pools.values()) + _SLACK
+    if config.log.errors == "stderr":
+        print(
+            f"preforkd: its log will go nowhere: name a file in {config.path or 'the configuration'}, for instance"
+            " log: {errors: /var/log/preforkd/error.log}, or syslog",
+            file=sys.stderr,
+        )
     read, write = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -37,7 +37,7 @@ from .units import (
 #: What applies a changed setting: SIGHUP, or only a new master.
 Needs = Literal["reload", "restart"]
 
-#: What a pool may be called: it appears in process titles, log lines and commands (``preforkd stack web/3``).
+#: What a pool may be called: it appears in process titles, log lines and commands.
 POOL_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"
 
 #: Apache's ServerLimit ends here too; each slot costs a line of the scoreboard.
@@ -562,7 +562,7 @@ class Pool:
         str | None,
         Setting(
             UrlPath(),
-            "Path that a new generation's first worker must answer with a status below 500, or the reload fails.",
+            "Path that a new generation's first worker must answer with a status below 400, or the reload fails.",
             {"php-fpm": "ping.path", "haproxy": "option_httpchk"},
             example="/health",
         ),

@@ -439,7 +439,10 @@ class Anything:
 
 
 class Application:
-    """Where the application is: ``module:attribute``; the attribute may be left out and is then ``application``."""
+    """Where the application is: ``module:attribute``; the attribute may be left out and is then ``application``.
+
+    ``module:name()`` is a factory, which is called without arguments and returns the application.
+    """
 
     noun = "module:attribute"
 
@@ -447,7 +450,7 @@ class Application:
         """``mysite.wsgi`` -> ``mysite.wsgi:application``."""
         module, colon, attribute = text.partition(":")
         attribute = attribute if colon else "application"
-        if not (_dotted(module) and _dotted(attribute)):
+        if not (_dotted(module) and _dotted(attribute.removesuffix("()"))):
             raise Wrong(f"{shown(text)} is not module:attribute; {self._meant(text, module, attribute)}")
         if not colon and module.endswith(".py"):
             raise Wrong(f"{shown(text)} is a file; write the module's name: {module.removesuffix('.py')}:application")
@@ -455,7 +458,7 @@ class Application:
 
     def _meant(self, text: str, module: str, attribute: str) -> str:
         if attribute.endswith(")") and _dotted(module):
-            return "a call is not possible here; make the application a name of the module, and write that"
+            return "a factory is called without arguments: write it as name()"
         if "/" in module:
             folder, _, name = module.rpartition("/")
             name = name.removesuffix(".py")
@@ -471,7 +474,7 @@ class Application:
 
     def schema(self) -> JsonSchema:
         """A dotted name, perhaps with an attribute."""
-        return {"type": "string", "pattern": r"^[^\s:/()-]+(:[^\s:/()-]+)?$"}
+        return {"type": "string", "pattern": r"^[^\s:/()-]+(:[^\s:/()-]+(\(\))?)?$"}
 
 
 def _dotted(name: str) -> bool:

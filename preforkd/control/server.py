@@ -231,7 +231,7 @@ class ControlServer:
         return self._finish(request, result or {}, error, int(exit_code))
 
     def withdraw(self) -> None:
-        """Take no more calls, and remove the socket's file if it still is ours; who has called can still be answered."""
+        """Take no more calls, and remove the socket's file if it still is ours; who has called still gets answers."""
         if self._file is not None:
             unixsocket.remove(self.path, self._file)
             self._file = None

@@ -111,6 +111,9 @@ def _grow(missing: int, counts: Counts, limits: PoolGoal, pace: Pace, now: float
         reported = pace.limit_reported and now < pace.limited_at + EPISODE
         look_at = now + SHRINK_INTERVAL if counts.total > limits.max_spare else None
         reason = f"{counts.busy} of {limits.max} workers busy, {counts.queued} connections waiting: workers.max reached"
+        if counts.idle:
+            # Fewer spare ones than wanted, but nobody waits: in a small pool that is how things are.
+            return Sizing(0, 0, "", look_at, pace)
         pace = replace(pace, limit_reported=True, limited_at=now)
         return Sizing(0, 0, reason, look_at, pace, limit_reached=not reported)
     if counts.total >= max(1, limits.start) and now < pace.grown_at + GROW_INTERVAL:

@@ -349,15 +349,26 @@ class Table:
         return None
 
     def exited(
-        self, pid: int, code: int | None, signum: int | None, now: float, phase: Phase, oom: bool = False
+        self,
+        pid: int,
+        code: int | None,
+        signum: int | None,
+        now: float,
+        phase: Phase,
+        oom: bool = False,
+        overrun: bool = False,
     ) -> Death:
-        """A child was reaped. Returns what is known about the death; the pid and the slot are free from here on."""
+        """A child was reaped. Returns what is known about the death; the pid and the slot are free from here on.
+
+        ``oom``: the kernel killed somebody for lack of memory meanwhile. ``overrun``: requests have a time limit, so
+        that a SIGALRM is the kernel timer that the worker has armed for it.
+        """
         self.strangers.pop(pid, None)
         worker = self.by_pid(pid)
         if worker is not None:
             del self.workers[worker.id]
             del self._by_pid[pid]
-            return self._worker_exited(worker, pid, code, signum, now, phase, oom)
+            return self._worker_exited(worker, pid, code, signum, now, phase, oom, overrun)
         template = self.template_by_pid(pid)
         if template is not None:
             del self.templates[template.pool, template.generation]
@@ -365,7 +376,15 @@ class Table:
         return Death(pid, code, signum, cause=_ending(code, signum, oom), expected=True)
 
     def _worker_exited(
-        self, worker: Worker, pid: int, code: int | None, signum: int | None, now: float, phase: Phase, oom: bool
+        self,
+        worker: Worker,
+        pid: int,
+        code: int | None,
+        signum: int | None,
+        now: float,
+        phase: Phase,
+        oom: bool,
+        overrun: bool,
     ) -> Death:
         was_ready = worker.ready_at > 0
         ending = _ending(code, signum, oom)
@@ -376,8 +395,7 @@ class Table:
             cause = f"timed out: {asked_for.value}, {ending}"
         elif asked_for is not None:
             cause = f"asked: {asked_for.value}" if left else f"asked: {asked_for.value}, {ending}"
-        elif signum == _ALRM:
-            # The worker's own kernel timer, armed for `timeouts.request` (or `graceful`, when its master was gone).
+        elif signum == _ALRM and overrun:
             cause = "timed out: the request took longer than timeouts.request"
         elif recycled:
             cause = "recycled"

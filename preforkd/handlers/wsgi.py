@@ -88,6 +88,10 @@ class WSGI:
             except BodyError as error:
                 self._event("info", "request_body_failed", exchange, status=error.status, reason=error.reason)
                 exchange.answer_plainly(error.status, error.reason)
+            except KeyboardInterrupt:
+                # Only where there is a terminal and nobody else: `preforkd run --single`.
+                exchange.abort()
+                raise
             except BaseException as error:  # SystemExit, too: an application must not end the worker by accident
                 self._event("error", "app_exception", exchange, traceback=application_traceback(error))
                 exchange.answer_plainly(500, "The application failed; its log says why.")

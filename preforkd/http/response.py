@@ -159,8 +159,14 @@ def http_date(now: float | None = None) -> str:
     return text
 
 
+#: RFC 9110, 15.5, renamed these; the standard library did so in Python 3.13.
+_PHRASES = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+
+
 def phrase(status: int) -> str:
     """The standard reason phrase of a status code, ``Unknown`` for one that is not registered."""
+    if status in _PHRASES:
+        return _PHRASES[status]
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -312,7 +312,10 @@ class PosixKernel:
             if left is not None:
                 left.close()
         worker = self._table.by_pid(pid)
+        overrun = False
         if worker is not None:
+            world = self.worlds.get(worker.generation)
+            overrun = world is not None and world.pools[worker.pool].pool.timeouts.request > 0
             birth = self._births.get(worker.id)
             if birth is not None:
                 self._hear_worker(birth, now)
@@ -323,7 +326,7 @@ class PosixKernel:
         if signum == signal.SIGKILL:
             kills = _oom_kills()
             oom, self._oom_kills = kills > self._oom_kills, kills
-        return self._table.exited(pid, code, signum, now, phase, oom)
+        return self._table.exited(pid, code, signum, now, phase, oom, overrun)
 
     # --- log files ---------------------------------------------------------------------------------------------------
 

@@ -161,8 +161,8 @@ class Master:
         except PreforkdError:
             self._wakeup.close()
             raise
-        graceful = max(pool.timeouts.graceful for pool in config.pools.values())
-        self._orphans.look(time.monotonic() + graceful)
+        graceful = [pool.timeouts.graceful for pool in config.pools.values()]
+        self._orphans.look(time.monotonic() + max(graceful) if all(graceful) else None)
         self._events.info(
             "master_start",
             version=preforkd.__version__,
@@ -586,11 +586,18 @@ class Master:
             self._report_problems(listener.resume())
         self._running = world.config
         self._logs = world.logs
-        self._events.error("generation_rollback", generation=generation, to=world.number, text=reason)
+        lazy = [name for name in world.pools if not self._loaded(name, world.number)]
+        note = {"hint": f"each worker of {', '.join(lazy)} loads today's code by itself (preload)"} if lazy else {}
+        self._events.error("generation_rollback", generation=generation, to=world.number, **note, text=reason)
         self._note_reload("rolled back", reason)
         self._reloads.finish(self._control, f"rolled back to generation {world.number}: {reason}")
         self._store(world)
         self._notifier.ready(f"reload rolled back: {_first_line(reason)}")
+
+    def _loaded(self, pool: str, generation: int) -> bool:
+        """Has the template of a generation the application in it, as it was when it was loaded?"""
+        template = self._supervisor.table.templates.get((pool, generation))
+        return template is not None and template.preload
 
     def _taken_over(self, generation: int) -> None:
         if not self._serving:

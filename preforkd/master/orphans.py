@@ -26,9 +26,9 @@ class Orphans:
         #: When the grace is over (monotonic seconds); None when nobody is left.
         self.wake_at: float | None = None
 
-    def look(self, until: float) -> None:
-        """Find who is there before we fork anybody; they have time until ``until`` (monotonic seconds)."""
-        if not self._enabled:
+    def look(self, until: float | None) -> None:
+        """Find who is there before we fork anybody; they have until ``until`` (monotonic seconds; None: for ever)."""
+        if not self._enabled or until is None:
             return
         for pid in systemd.cgroup_pids():
             with contextlib.suppress(OSError):

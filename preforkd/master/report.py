@@ -142,7 +142,9 @@ def as_text(value: Mapping[str, Any]) -> str:
             lines.extend("    " + line for line in pool["last_error"].rstrip().splitlines())
         for worker in pool["workers"]:
             request = (
-                f"  {worker['request']!r} from {worker['client']} for {worker['for']} s" if "request" in worker else ""
+                f"  {worker['request']!r} from {worker['client'] or 'a unix socket'} for {worker['for']} s"
+                if "request" in worker
+                else ""
             )
             why = f" ({worker['why']})" if "why" in worker else ""
             pid = worker["pid"] or "-"

@@ -437,7 +437,8 @@ class _Loop:
         os.close(connection.fd)
 
     def _is_leaving(self) -> bool:
-        return self._ctx.leaving
+        """Is this answer the connection's last? So it is, too, where connections are not to be kept."""
+        return self._ctx.leaving or not self._timeouts.keepalive
 
     # -- leaving, and what leavers hand over --------------------------------------------------------------------------
 

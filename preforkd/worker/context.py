@@ -50,7 +50,7 @@ class Context:
         recycle = estate.pool.recycle
         self._requests_left = self._jittered(recycle.requests, recycle.jitter)
         self._age_limit = time.monotonic() + self._jittered(recycle.age, recycle.jitter) if recycle.age else 0.0
-        self._memory_limit = recycle.memory
+        self._memory_limit = self._jittered(recycle.memory, recycle.jitter)
         self._measured_at = time.monotonic()
         self._titled_at = 0.0
         self._titled = False
@@ -209,8 +209,8 @@ class Context:
 
     def _arm_last_alarm(self) -> None:
         self._orphaned = True
-        # At most `graceful`, and at least a moment even where that is 0.
-        signal.setitimer(signal.ITIMER_REAL, max(self.pool.timeouts.graceful, 0.1))
+        # 0 disarms the timer, which is what `graceful: 0` means: no limit.
+        signal.setitimer(signal.ITIMER_REAL, self.pool.timeouts.graceful)
 
     def _parent_died(self, *_: object) -> None:
         """SIGUSR2 as PR_SET_PDEATHSIG: it comes also in the middle of a request, when the lifeline is not looked at."""

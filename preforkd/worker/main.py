@@ -49,7 +49,7 @@ def load_handler(estate: Estate) -> Any:
 
 
 def _closed_directory(estate: Estate) -> str:
-    """The first directory for modules that this user cannot read, as a sentence: to the import system it is not there."""
+    """The first directory for modules that this user cannot read, as a sentence: to an import it is not there."""
     for path in sys.path:
         why = privileges.why_unreadable(path, estate.identity)
         if why is not None and not why.endswith("does not exist"):

@@ -24,10 +24,10 @@ def load(pool: Pool, identity: Identity, config_path: str, channel: Channel) -> 
     try:
         become(pool, identity)
         handler = handlers.load(pool.handler).load(pool, config_path=config_path)
-        for path in filter(None, (*pool.warmup, pool.health)):
-            status = handler.probe(path)
-            if status >= 500:
-                raise PreforkdError(f"{path} answered {status}")
+        for path in pool.warmup:
+            handler.probe(path)
+        if pool.health and (status := handler.probe(pool.health)) >= 400:
+            raise PreforkdError(f"health: {pool.health} answered {status}")
     except PreforkdError as error:
         return _fail(channel, str(error))
     except (Exception, SystemExit):

@@ -103,12 +103,13 @@ def test_an_idle_worker_sleeps(start: Start, connect: Connect) -> None:
 
 
 def test_timeouts_of_zero_are_none(start: Start, connect: Connect) -> None:
+    """But for `keepalive`, where 0 means that no connection is kept."""
     worker = start(timeouts=Timeouts(header=0, keepalive=0, body=0, send=0))
-    client = connect()
-    client.get()
-    assert client.post("/echo", b"abc").body == b"abc"
+    for ask in (lambda: connect().get(), lambda: connect().post("/echo", b"abc")):
+        response = ask()
+        assert response.status == 200
+        assert response.headers["connection"] == "close"
     worker.leave()
-    client.get()
     assert worker.join() == 0
 
 

@@ -42,7 +42,7 @@ from preforkd.control import client
 from preforkd.errors import PreforkdError
 from tests.unit.logs.parse import parse_line, unquote
 
-ROOT = Path(os.environ.get("PREFORKD_TREE", Path(__file__).parents[2])).resolve()
+ROOT = Path(__file__).resolve().parents[2]
 
 #: How long a wait takes at most, unless the test says otherwise; far longer than anything takes. Seconds.
 PATIENCE = 20.0
@@ -540,6 +540,12 @@ class Daemon:
         with self._news:
             self._wait(there, f"event {name} {fields or ''} ({count} times)", timeout)
         return found[count - 1]
+
+    def wait_quiet(self, timeout: float = PATIENCE) -> None:
+        """Wait until nobody holds the daemon's standard error any more, so that `log` is complete."""
+        with self._news:
+            good = self._news.wait_for(lambda: self._silent == len(self._pumps) - 1, timeout)
+        assert good, f"somebody still holds its standard error after {timeout:g} s: {self.processes()}"
 
     def notices(self) -> list[dict[str, str]]:
         """What was said to the NOTIFY_SOCKET, a dictionary a datagram."""

@@ -23,7 +23,7 @@ import pytest
 from tests.support.child import needs_root
 from tests.support.counting_client import Failure
 from tests.system.daemon import ROOT, Daemon, free_port
-from tests.system.traffic import Traffic, ask, number_of, settled
+from tests.system.traffic import Traffic, ask, number_of, settled, wait_titled
 
 
 @pytest.fixture
@@ -41,20 +41,6 @@ def whole(count: int) -> Callable[[dict[str, Any]], bool]:
         return len(states) == count and set(states) <= {"idle", "busy"}
 
     return look
-
-
-def titled(daemon: Daemon, words: str) -> list[int]:
-    """The daemon's processes whose title has these words in it."""
-    return [pid for pid, title in daemon.processes().items() if words in title]
-
-
-def wait_titled(daemon: Daemon, words: str) -> int:
-    """The first such process, as soon as there is one."""
-    deadline = time.monotonic() + 10
-    while not (found := titled(daemon, words)):
-        assert time.monotonic() < deadline, daemon.picture()
-        time.sleep(0.01)
-    return found[0]
 
 
 def used(pid: int) -> float:
@@ -538,7 +524,7 @@ def python_for(user: int) -> str:
 @pytest.mark.may_skip("where Python or this tree is in a directory that is root's alone")
 def test_no_process_to_be_had(new_daemon: Callable[..., Daemon], open_folder: Path) -> None:
     """fork says EAGAIN: the service goes on with what it has, says so, does not spin, and heals."""
-    user = 54_321  # nobody's: the limit counts all processes of a user
+    user = 50_000 + os.getpid() % 10_000  # nobody's: the limit counts all processes of a user
     python = python_for(user)
     daemon = new_daemon(open_folder / "d")
     for path in (daemon.folder, daemon.app_folder, daemon.gates):
@@ -577,6 +563,23 @@ def test_no_process_to_be_had(new_daemon: Callable[..., Daemon], open_folder: Pa
         daemon.wait_for_status(lambda s: whole(3)(s) and "last_error" not in s["pools"]["web"])
         traffic.wait(20)
     assert len(traffic.failed) == lost <= 1, traffic.failed
+
+
+@needs_root
+@pytest.mark.may_skip("where Python or this tree is in a directory that is root's alone")
+def test_a_start_without_a_process_to_be_had(new_daemon: Callable[..., Daemon], open_folder: Path) -> None:
+    user = 40_000 + os.getpid() % 10_000
+    python = python_for(user)
+    daemon = new_daemon(open_folder / "d")
+    daemon.environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
+    daemon.expect_exit = 1
+    daemon.expect_noise = True  # the sentence
+    daemon.start(ready=False, identity=(user, user), executable=python, limits=[(resource.RLIMIT_NPROC, 1)])
+    assert daemon.wait_exit() == 1
+    daemon.wait_quiet()
+    assert daemon.log.startswith("preforkd: cannot fork a process to check ")
+    assert "Resource temporarily unavailable" in daemon.log
+    assert len(daemon.log.splitlines()) == 1
 
 
 # --- recycling and sizing ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.counting_client import CountingClient, Outcome, Result
-from tests.system.daemon import Daemon
+from tests.system.daemon import LOOK, PATIENCE, Daemon
 
 #: Between two requests of one thread, so that the load leaves processor time to what is tested. Seconds.
 PACE = 0.002
@@ -115,4 +115,15 @@ def settled(generation: int) -> Callable[[dict[str, Any]], bool]:
     return look
 
 
-__all__ = ["PACE", "Traffic", "ask", "number_of", "settled"]
+def wait_titled(daemon: Daemon, words: str) -> int:
+    """The first process of the daemon whose title has these words in it, as soon as there is one."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        for pid, title in daemon.processes().items():
+            if words in title:
+                return pid
+        assert time.monotonic() < deadline, f"no process is called {words!r}\n{daemon.picture()}"
+        time.sleep(LOOK)
+
+
+__all__ = ["PACE", "Traffic", "ask", "number_of", "settled", "wait_titled"]

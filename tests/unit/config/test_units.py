@@ -173,7 +173,7 @@ def test_read(kind: Kind, text: str, value: Any) -> None:
         (UrlPath(), "/a b", "'/a b' is not a request path; write for example /health, with other characters as %XX"),
         (Application(), "app.py", "'app.py' is a file; write the module's name: app:application"),
         (Application(), "/srv/site/app.py", "'/srv/site/app.py' is not module:attribute; name the module, not its file: app: app:application, directory: /srv/site"),
-        (Application(), "a:create_app()", "'a:create_app()' is not module:attribute; a call is not possible here; make the application a name of the module, and write that"),
+        (Application(), "a:create_app(1)", "'a:create_app(1)' is not module:attribute; a factory is called without arguments: write it as name()"),
         (Application(), "my-site:app", "'my-site:app' is not module:attribute; a module's name has no hyphen"),
         (Application(), "a:", "'a:' is not module:attribute; write for example mysite.wsgi:application"),
         (Account("user name", "www-data"), "a b", "'a b' is not a user name; write for example www-data"),

@@ -185,7 +185,7 @@ def test_stopped_and_continued_are_levels() -> None:
         (ExitCode.ORPHANED, None, "exit code 43 (its master was gone)", False),
         (None, 11, "killed by signal 11 (SIGSEGV)", False),
         (None, 9, "killed by signal 9 (SIGKILL)", False),
-        (None, 14, "timed out: the request took longer than timeouts.request", False),
+        (None, 14, "killed by signal 14 (SIGALRM)", False),
         (None, 64, "killed by signal 64", False),
     ],
 )
@@ -195,6 +195,15 @@ def test_deaths_that_nobody_asked_for(code: int | None, signum: int | None, caus
     death = die(table, code=code, signum=signum)
     assert (death.cause, death.expected) == (cause, expected)
     assert (death.pool, death.slot, death.generation) == ("web", 0, 1)
+
+
+def test_the_time_limit_of_requests_is_a_cause() -> None:
+    """Where requests have one, SIGALRM is the kernel timer that the worker armed for it; else it is somebody's signal."""
+    table = Table()
+    serving(table)
+    death = table.exited(500, None, 14, NOW + 100, Phase.RUN, overrun=True)
+    assert (death.cause, death.expected) == ("timed out: the request took longer than timeouts.request", False)
+
 
 
 def test_the_oom_killer_is_named() -> None:

@@ -232,14 +232,13 @@ def test_drop_without_root_and_without_change() -> None:
 
 class TestLimits:
     def test_set(self) -> None:
-        def child() -> tuple[tuple[int, int], tuple[int, int], bool]:
-            before = resource.getrlimit(resource.RLIMIT_CORE)
-            privileges.set_limits(files=64, core=0)
-            files, core = resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CORE)
+        def child() -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
+            privileges.set_limits(files=64, core=4096)
+            first = resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CORE)
             privileges.set_limits(files=0, core=0)
-            return files, resource.getrlimit(resource.RLIMIT_NOFILE), core == before
+            return *first, resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CORE)
 
-        assert in_child(child) == ((64, 64), (64, 64), True)
+        assert in_child(child) == ((64, 64), (4096, 4096), (64, 64), (0, 0))
 
     @needs_root
     def test_more_than_allowed(self) -> None:

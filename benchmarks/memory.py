@@ -15,14 +15,14 @@ from benchmarks.servers import PREFORKD, ROOT, SYNC, Plan, Server, running
 #: Clients for each worker: more than one, so that none of them is ever without work.
 _CLIENTS = 2
 #: How long the calls may take, seconds; what is missing then shows in the last column.
-_PATIENCE = 13
+_PATIENCE = 8
 _WORKER = re.compile(rb"\r\nx-worker: ([0-9]+)\r\n", re.IGNORECASE)
 
 _ROWS = (
     ("preforkd", PREFORKD, False, ()),
     ("preforkd, `warmup: [/], 30 times`", PREFORKD, False, ("/",) * 30),
-    ("gunicorn sync", SYNC, False, ()),
     ("gunicorn sync `--preload`", SYNC, True, ()),
+    ("gunicorn sync", SYNC, False, ()),
 )
 
 

@@ -74,6 +74,10 @@ SIGNALS: Mapping[int, str] = {
 
 #: While something long is under way, systemd is asked for so much more time, and asked again at half of it. Seconds.
 _EXTENSION = 30.0
+#: An old worker that has been asked to leave notices within milliseconds; who does not, holds nobody up for longer than
+#: this, looked at so often. Seconds.
+_LAST_ACCEPT = 1.0
+_ACCEPT_LOOK = 0.005
 #: The status line changes at most so often. Seconds.
 _STATUS_INTERVAL = 1.0
 
@@ -126,6 +130,10 @@ class Master:
         self._watchdog = systemd.watchdog_interval(os.environ)
         self._fed_at = -1e9
         self._serving = False
+        #: The generation that has taken over while old workers may be accepting a last connection, and until when
+        #: that is waited for.
+        self._handed_over: int | None = None
+        self._handed_over_by = 0.0
         self._finished = False
         self._exit_code = ExitCode.OK
 
@@ -250,6 +258,7 @@ class Master:
             self._reloads.wake_at,
             self._reloads.overtake_at,
             self._orphans.wake_at,
+            now + _ACCEPT_LOOK if self._handed_over is not None else None,
             self._fed_at + self._watchdog if self._watchdog is not None else None,
             self._rung_at + GROW_INTERVAL if self._rung_at + GROW_INTERVAL > now else None,
             self._extended_at + _EXTENSION / 2 if self._extending() else None,
@@ -349,6 +358,7 @@ class Master:
                 for place in world.pools.values():
                     place.board.stopping = True
             self._give_up_candidate("the service stops")
+            self._handed_over = None
             self._notifier.stopping("stopping")
         self._events.info("phase", state=phase.value)
 
@@ -502,6 +512,7 @@ class Master:
         self._orphans.act(now, self._events)
         self._forget()
         self._answer_reopened()
+        self._finish_takeover(now)
         self._tell_systemd(now)
 
     def _arm(self, now: float) -> None:
@@ -589,6 +600,7 @@ class Master:
         lazy = [name for name in world.pools if not self._loaded(name, world.number)]
         note = {"hint": f"each worker of {', '.join(lazy)} loads today's code by itself (preload)"} if lazy else {}
         self._events.error("generation_rollback", generation=generation, to=world.number, **note, text=reason)
+        self._handed_over = None
         self._note_reload("rolled back", reason)
         self._reloads.finish(self._control, f"rolled back to generation {world.number}: {reason}")
         self._store(world)
@@ -612,11 +624,31 @@ class Master:
         for listener in self._listeners.values():
             if id(listener) not in kept:
                 self._report_problems(listener.suspend())
+        self._handed_over = generation
+        self._handed_over_by = time.monotonic() + _LAST_ACCEPT
+
+    def _finish_takeover(self, now: float) -> None:
+        """Say that a reload is done when no old worker can accept any more. They all have been asked to leave, but one
+        that had just left its poll for a new connection would serve that with the old code, after `preforkd reload`."""
+        generation = self._handed_over
+        if generation is None or (now < self._handed_over_by and self._old_ones_accept(generation)):
+            return
+        self._handed_over = None
         if self._reloads.stage is not Stage.IDLE:
             self._note_reload("done", "")
             self._events.info("reload_done", generation=generation)
             self._reloads.finish(self._control, None, generation=generation)
         self._notifier.ready(self._status())
+
+    def _old_ones_accept(self, generation: int) -> bool:
+        return any(
+            worker.generation != generation
+            and worker.pid is not None
+            and worker.stopped_at is None
+            and worker.generation in self._kernel.worlds
+            and self._kernel.worlds[worker.generation].pools[worker.pool].board.activity(worker.slot) is Activity.IDLE
+            for worker in self._supervisor.table.workers.values()
+        )
 
     def _reload_failed(self, reason: str) -> None:
         if self._supervisor.goal.current is None and self._supervisor.goal.candidate is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from tests.system.daemon import PATIENCE, Daemon
 from tests.system.shell import fetch
 
-FLASK = '''
+FLASK = """
 import os
 from flask import Flask, Response, jsonify, request, send_file, stream_with_context
 
@@ -24,7 +23,8 @@ def index():
 
 @app.post("/form")
 def form():
-    return jsonify(form=request.form.to_dict(flat=False), file=request.files["file"].read().decode() if request.files else None)
+    file = request.files["file"].read().decode() if request.files else None
+    return jsonify(form=request.form.to_dict(flat=False), file=file)
 
 @app.post("/json")
 def take_json():
@@ -55,7 +55,7 @@ def error():
 @app.get("/url/<path:rest>")
 def url(rest):
     return jsonify(url=request.url, rest=rest, remote=request.remote_addr, base=request.base_url)
-'''
+"""
 
 DJANGO_SETTINGS = """
 SECRET_KEY = "tests"
@@ -69,7 +69,7 @@ LOGGING = {"version": 1, "disable_existing_loggers": False, "handlers": {"out": 
            "root": {"handlers": ["out"], "level": "INFO"}}
 """
 
-DJANGO_URLS = '''
+DJANGO_URLS = """
 import logging
 from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
@@ -98,7 +98,7 @@ def url(request, rest):
 
 urlpatterns = [path("", index), path("form", form), path("stream", stream), path("file", file), path("error", error),
                path("url/<path:rest>", url)]
-'''
+"""
 
 DJANGO_WSGI = """
 import os
@@ -137,7 +137,9 @@ def test_a_flask_application(daemon: Daemon) -> None:
     answer = fetch(address, "/form", "POST", multipart(b"content " * 10_000), MULTIPART)
     assert json.loads(answer.body) == {"form": {"name": ["välue"]}, "file": "content " * 10_000}
     # The length of this one is not known beforehand: Transfer-Encoding: chunked.
-    answer = fetch(address, "/json", "POST", (part for part in (b'{"a":', b" [1, 2", b"]}")), {"Content-Type": "application/json"})
+    answer = fetch(
+        address, "/json", "POST", (part for part in (b'{"a":', b" [1, 2", b"]}")), {"Content-Type": "application/json"}
+    )
     assert json.loads(answer.body) == {"a": [1, 2]}
     assert fetch(address, "/stream?word=x").text == "0 x\n1 x\n2 x\n3 x\n4 x\n"
     assert fetch(address, "/file").body == BIG
@@ -195,7 +197,7 @@ def test_a_django_site(daemon: Daemon, preload: str) -> None:
 
 # --- a checked one over the whole surface ----------------------------------------------------------------------------
 
-CHECKED = '''
+CHECKED = """
 import io
 from wsgiref.validate import validator
 
@@ -243,7 +245,7 @@ def generator(start_response):
         yield b""
 
 application = validator(checked)
-'''
+"""
 
 
 def test_a_validated_application_over_the_whole_surface(daemon: Daemon) -> None:
@@ -263,7 +265,9 @@ def test_a_validated_application_over_the_whole_surface(daemon: Daemon) -> None:
         head = fetch(daemon.address, path, "HEAD")
         assert (head.status, head.body) == (status, b""), path
     for body in (b"", b"a\nbb\nccc", b"x" * 300_000):
-        assert fetch(daemon.address, "/lines", "POST", body).text == "".join(f"{len(x)}:" for x in body.splitlines(True))
+        assert fetch(daemon.address, "/lines", "POST", body).text == "".join(
+            f"{len(x)}:" for x in body.splitlines(True)
+        )
         assert fetch(daemon.address, "/read", "POST", body).text == str(len(body))
         assert fetch(daemon.address, "/read", "PUT", iter([body or b"x"])).text == str(len(body) or 1)
     for method in ("OPTIONS", "DELETE", "PATCH"):
@@ -280,14 +284,22 @@ def test_a_validated_application_over_the_whole_surface(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ("import threading\nthreading.Thread(target=threading.Event().wait, name='poller', daemon=True).start()\n", "'poller'"),
+        (
+            "import threading\nthreading.Thread(target=threading.Event().wait, name='poller', daemon=True).start()\n",
+            "'poller'",
+        ),
         ("import socket\nkept = socket.create_server(('127.0.0.1', 0))\n", "bound to 127.0.0.1:"),
-        ("import sqlite3\nkept = sqlite3.connect('site.db')\nkept.execute('create table if not exists t (x)')\n", "site.db"),
+        (
+            "import sqlite3\nkept = sqlite3.connect('site.db')\nkept.execute('create table if not exists t (x)')\n",
+            "site.db",
+        ),
         ("import subprocess\nkept = subprocess.Popen(['sleep', '1000'])\nimport atexit\n", "(sleep)"),
     ],
     ids=["thread", "socket", "database", "process"],
 )
-def test_what_an_import_left_behind_is_named_and_each_worker_loads_for_itself(daemon: Daemon, head: str, words: str) -> None:
+def test_what_an_import_left_behind_is_named_and_each_worker_loads_for_itself(
+    daemon: Daemon, head: str, words: str
+) -> None:
     daemon.write_app(head=head)
     daemon.pool["workers"] = {"start": 1, "min_spare": 1, "max_spare": 1, "max": 1}
     daemon.start()
@@ -389,5 +401,3 @@ def application(environ, start_response):
     assert any("sleep 987" in title for title in daemon.processes().values())
     assert daemon.stop() == 0
     daemon.wait_alone()
-
-

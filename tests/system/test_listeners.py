@@ -31,7 +31,9 @@ def test_v4_v6_and_unix_in_one_pool(daemon: Daemon, tmp_path: Path) -> None:
     daemon.listen_on("127.0.0.1:0", "[::1]:0", f"unix:{path}")
     daemon.start()
     addresses = listening(daemon)
-    assert addresses[0].startswith("127.0.0.1:") and addresses[1].startswith("[::1]:") and addresses[2].endswith(str(path))
+    assert (
+        addresses[0].startswith("127.0.0.1:") and addresses[1].startswith("[::1]:") and addresses[2].endswith(str(path))
+    )
     addresses[2] = f"unix:{path}"
     assert [fetch(address).text for address in addresses] == ["1"] * 3
     assert daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""What a person reads afterwards: events, the access log, what the application printed, and what each worker died of."""
+"""What a person reads afterwards: events, the access log, what the application printed, what each worker died of."""
 
 from __future__ import annotations
 
@@ -186,7 +186,9 @@ def test_the_level_is_the_least_that_is_written(daemon: Daemon, level: str) -> N
 
 LINES: dict[str, Callable[[str], bool]] = {
     "common": lambda line: bool(
-        re.fullmatch(r'127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "GET /a\?b=1 HTTP/1\.1" 200 1', line)
+        re.fullmatch(
+            r'127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "GET /a\?b=1 HTTP/1\.1" 200 1', line
+        )
     ),
     "combined": lambda line: bool(
         re.fullmatch(r'127\.0\.0\.1 - - \[.+\] "GET /a\?b=1 HTTP/1\.1" 200 1 "http://ref/" "tests/\\"1"', line)

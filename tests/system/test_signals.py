@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+
 import pytest
 
 from preforkd.master.loop import SIGNALS
@@ -230,7 +231,9 @@ def test_ctrl_c_in_a_terminal_ends_the_service_once_and_quietly(shell: Shell) ->
         os.killpg(process.pid, signal.SIGINT)
         log += process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0
-    assert "Traceback" not in log and "warning worker_exit" not in log and log.splitlines()[-1].count("master_exit") == 1
+    assert (
+        "Traceback" not in log and "warning worker_exit" not in log and log.splitlines()[-1].count("master_exit") == 1
+    )
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])

@@ -150,9 +150,7 @@ def application(environ, start_response):
 
 
 def test_a_health_check_that_fails_is_told(shell: Shell) -> None:
-    shell.write(
-        "def application(environ, start_response):\n    start_response('503 Service Unavailable', [])\n    return [b'']\n"
-    )
+    shell.write("def application(e, start_response):\n    start_response('503 Unwell', [])\n    return [b'']\n")
     shell.pool["health"] = "/health"
     outcome = shell.start()
     assert outcome.code == 1 and "/health answered 503" in outcome.err

@@ -104,13 +104,16 @@ def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-    """Wait for something that sends no event; asks every 10 ms, fails after ``seconds``."""
+def until(condition: Callable[[], object], what: str, seconds: float = 20.0, every: float = 0.01) -> None:
+    """Wait for something that sends no event; asks ``every`` so often, fails after ``seconds``.
+
+    Asking by a program that has to be started takes the processor from those who are being waited for: not so often.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.01)
+        time.sleep(every)
 
 
 class Lab:

@@ -106,6 +106,7 @@ def test_make_run(bare: Chroot, user: str) -> None:
             lambda: run.process.poll() is not None or run.get()["event"] == "answer",
             f"`make run` as {user} serves",
             seconds=30,
+            every=0.1,
         )
         assert run.process.poll() is None, run.said()
         answer = run.get()

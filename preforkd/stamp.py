@@ -29,6 +29,18 @@ def build_stamp(package: str = _PACKAGE) -> str:
     return digest.hexdigest()
 
 
+def changed_since(stamp: str, running: str) -> str | None:
+    """A sentence if the package on disk is not the one of ``stamp`` any more, else None. ``running``: our version."""
+    if build_stamp() == stamp:
+        return None
+    installed = installed_version()
+    if installed == running:
+        what = f"the files of preforkd {running} have changed since it was started"
+    else:
+        what = f"preforkd {installed} is installed, {running} is running"
+    return f"{what}; nothing new is loaded, so that the two do not mix: restart the service"
+
+
 def installed_version(package: str = _PACKAGE) -> str:
     """The version that the package on disk says it has; read as text, so that nothing is imported."""
     try:

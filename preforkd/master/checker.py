@@ -18,13 +18,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import preforkd
 from preforkd import config as configuration
 from preforkd import privileges
 from preforkd.config import Config
 from preforkd.errors import ConfigError, Mistake, PreforkdError
 from preforkd.logs import compile_format
 from preforkd.spawn import fork_child
-from preforkd.stamp import build_stamp, installed_version
+from preforkd.stamp import changed_since
 
 #: Longest wait for the answer, seconds; NFS and LDAP can hang.
 DEADLINE = 30.0
@@ -177,13 +178,9 @@ def _check(path: str, stamp: str | None, write: int) -> int:
 
 
 def _answer(path: str, stamp: str | None) -> dict[str, object]:
-    if stamp is not None and build_stamp() != stamp:
-        import preforkd
-
-        return {
-            "failure": f"preforkd {installed_version()} is installed, {preforkd.__version__} (as of its start) runs;"
-            " a reload would mix the two: restart the service"
-        }
+    changed = changed_since(stamp, preforkd.__version__) if stamp is not None else None
+    if changed is not None:
+        return {"failure": changed}
     try:
         config = configuration.read(path)
         try:

@@ -267,9 +267,11 @@ class _Loop:
         except OSError as error:
             if error.errno in _SHORTAGE:
                 self._shortage(error)
+            elif error.errno == errno.EINVAL:
+                self._pause()  # a reload dropped the address: nobody listens any more; a rollback may change that
             elif error.errno not in _CLIENTS:
                 self._ctx.log.error("accept_failed", address=listener.getsockname(), error=str(error))
-                self._pause()  # and try again: somebody has shut the shared listener down, or worse
+                self._pause()  # and try again later
             return
         os.set_blocking(client_fd, False)
         if listener.family == socket.AF_UNIX:

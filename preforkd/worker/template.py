@@ -24,11 +24,12 @@ import time
 import traceback
 from typing import Any
 
+import preforkd
 from preforkd.errors import ExitCode, PreforkdError
 from preforkd.estate import Estate, master_gone
 from preforkd.spawn import Channel, ChannelClosed, Message, fork_child
 from preforkd.spawn.channel import cut
-from preforkd.stamp import build_stamp, installed_version
+from preforkd.stamp import changed_since
 from preforkd.wakeup import Wakeup
 from preforkd.worker import main as worker_main
 from preforkd.worker.leftovers import find_leftovers, open_descriptors
@@ -93,13 +94,9 @@ def refuse_mixed_versions(stamp: str) -> None:
     Raises:
         PreforkdError: with what to do.
     """
-    if build_stamp() != stamp:
-        import preforkd
-
-        raise PreforkdError(
-            f"preforkd {installed_version()} is installed, {preforkd.__version__} (as of its start) is running: nothing"
-            " new is loaded, so that the two do not mix; restart the service"
-        )
+    changed = changed_since(stamp, preforkd.__version__)
+    if changed is not None:
+        raise PreforkdError(changed)
 
 
 def _warm_up(estate: Estate, handler: Any) -> None:

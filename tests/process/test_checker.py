@@ -256,4 +256,4 @@ print(Checker(sys.argv[1], stamp).result().error(), flush=True)
         init = home / "preforkd" / "__init__.py"
         init.write_text(init.read_text().replace(preforkd.__version__, "99.0"))
         text, _ = process.communicate("go\n")
-    assert "99.0 is installed" in text and f"{preforkd.__version__} (as of its start)" in text and "restart" in text
+    assert f"99.0 is installed, {preforkd.__version__} is running" in text and "restart" in text

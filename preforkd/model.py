@@ -155,6 +155,8 @@ class Goal:
     floor: Mapping[str, int] = field(default_factory=dict)
     #: True until the workers of older generations have all been asked to leave.
     taking_over: bool = False
+    #: True until the service has served for a moment: nothing is there that a failure could fall back to.
+    starting: bool = True
     #: TTIN, TTOU: workers more (or fewer) than the configuration says, for every pool.
     bias: int = 0
 

@@ -94,8 +94,8 @@ def serve(checked: Checked) -> int:
         handler = handlers.load(pool.handler).load(pool, config_path=config.path)
         sockets = [sock for listener in opened.listeners.values() for sock in listener.sockets]
         addresses = [address for listener in opened.listeners.values() for address in listener.addresses]
-        logs.events.info("serving", pool=pool.name, listen=",".join(addresses), pid=os.getpid(), single=True)
         context = _Alone(pool, sockets, logs.events, logs.access)
+        logs.events.info("serving", pool=pool.name, listen=",".join(addresses), pid=os.getpid(), single=True)
         return int(models.load(pool.model).serve(context, handler))
     finally:
         for listener in opened.listeners.values():

@@ -303,7 +303,7 @@ def _candidate(goal: Goal, table: Table, now: float, wishes: _Wishes) -> bool:
         elif (
             canary.state is not WorkerState.HELD
             or canary.stopped_at is not None
-            or not wishes.due(canary.ready_at + SETTLE, now)
+            or (not goal.starting and not wishes.due(canary.ready_at + SETTLE, now))
         ):
             proven = False
     if proven:
@@ -385,7 +385,7 @@ def _generations(goal: Goal, table: Table, load: Load, now: float, wishes: _Wish
     if goal.phase is Phase.DRAIN:
         _drain(goal, current, members, wishes)
         return
-    if _probation(goal, current, table, now, wishes):
+    if _failed_start(goal, current, table, wishes) or _probation(goal, current, table, now, wishes):
         return
     pending = False
     for name, limits in current.pools.items():
@@ -402,8 +402,21 @@ def _generations(goal: Goal, table: Table, load: Load, now: float, wishes: _Wish
             _take_over(goal, table, current, limits, mine, old, now, wishes)
         else:
             _size(table, current, limits, mine, load.pools.get(name, _NO_LOAD), now, wishes)
+    if goal.starting and not wishes.due(goal.committed_at + SETTLE, now):
+        return  # The first generation serves as soon as it can, and has to show afterwards that it stays up.
     if goal.taking_over and not pending:
         wishes.ask(TakenOver(current.number))
+
+
+def _failed_start(goal: Goal, current: Generation, table: Table, wishes: _Wishes) -> bool:
+    """Did a worker of the very first generation die by its own fault before the start was over?"""
+    for name in current.pools if goal.starting else ():
+        account = table.accounts.get(name, _NO_ACCOUNT)
+        if current.number in account.deaths:
+            reason = f"pool {name}: its first worker: {account.last_death[current.number]}"
+            wishes.ask(Abort(current.number, reason))
+            return True
+    return False
 
 
 def _drain(goal: Goal, current: Generation, members: dict[str, list[Worker]], wishes: _Wishes) -> None:

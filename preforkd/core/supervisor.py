@@ -155,7 +155,7 @@ class Supervisor:
             case Rollback():
                 self._roll_back(now)
             case TakenOver():
-                self.goal = replace(self.goal, taking_over=False)
+                self.goal = replace(self.goal, taking_over=False, starting=False)
             case Proven():
                 self.goal = replace(self.goal, previous=None)
             case _:

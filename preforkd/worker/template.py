@@ -25,6 +25,7 @@ import traceback
 from typing import Any
 
 import preforkd
+from preforkd import handlers, models
 from preforkd.errors import ExitCode, PreforkdError
 from preforkd.estate import Estate, master_gone
 from preforkd.spawn import Channel, ChannelClosed, Message, fork_child
@@ -53,9 +54,12 @@ def run(estate: Estate) -> int:
         become(estate.pool, estate.identity)
         if master_gone(estate.master_pid):
             return ExitCode.ORPHANED
+        refuse_mixed_versions(estate.stamp)
+        # Ours is loaded here in any case, so that a birth costs no import.
+        models.load(estate.pool.model)
+        handlers.load(estate.pool.handler)
         if estate.preload:
             started = time.monotonic()
-            refuse_mixed_versions(estate.stamp)
             before = open_descriptors()
             handler = worker_main.load_handler(estate)
             findings = find_leftovers(before)

@@ -155,7 +155,7 @@ def test_a_flask_application(daemon: Daemon) -> None:
     assert json.loads(answer.body)["remote"] == "127.0.0.1"
     assert fetch(address, "/nowhere").status == 404 and fetch(address, "/form").status == 405
     assert fetch(address, "/error").status == 500
-    assert "KeyError: 'in a view'" in daemon.log
+    daemon.wait_for_event("app_output", line="KeyError: 'in a view'", stream="stderr")
     # Two headers of one name are two headers.
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), PATIENCE) as sock:
         sock.sendall(b"GET /cookie HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -191,7 +191,7 @@ def test_a_django_site(daemon: Daemon, preload: str) -> None:
     assert json.loads(answer.body)["url"] == "http://example.com/url/%C3%A4"
     assert fetch(address, "/nowhere").status == 404 and fetch(address, "/error").status == 500
     daemon.wait_for_event("app_output", line=lambda line: "somebody looked" in line)
-    assert "KeyError: 'in a view'" in daemon.log
+    daemon.wait_for_event("app_output", line="KeyError: 'in a view'", stream="stderr")
     assert daemon.status()["pools"]["web"]["template"]["preload"] is (preload == "auto")
 
 

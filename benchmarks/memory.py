@@ -49,7 +49,7 @@ def scenario(run: Run) -> str:
         ours = ours or used
         shares = _shares(samples, workers)
         rows.append((label, f"{born:.0f}", f"**{used:.0f}**", f"{used / ours:.2f}", f"{min(shares)}-{max(shares)}"))
-    head = ("PSS of the whole tree, MiB", "before the first request", "after", "ratio", "calls of a worker")
+    head = ("PSS of the whole tree, MiB", "after the start and one request", "after", "ratio", "calls of a worker")
     return (
         f"### Memory\n\nFlask and SQLAlchemy's ORM, {workers} workers, at most {workers * run.effort.calls} calls, "
         f"one connection each; one round.\n\n{report.table(head, rows)}"

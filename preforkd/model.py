@@ -296,6 +296,14 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The very first generation was committed, and its worker died at once: there is nothing to go back to."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rollback:
     """The committed generation keeps dying: the previous one takes over again."""
 
@@ -356,6 +364,7 @@ Action = (
     | Release
     | Commit
     | Abort
+    | StartFailed
     | Rollback
     | TakenOver
     | Proven

@@ -82,7 +82,8 @@ def bind(
         try:
             os.fchmod(sock.fileno(), 0o600)
             sock.bind(path)
-            file = identify(sock) or _file_at(path)
+            # Not `identify`: on an overlay the kernel names the file of a layer. The directory is ours for this turn.
+            file = _file_at(path)
             if file is None:
                 raise ListenError(f"{_cannot(path)}: the new socket vanished at once; does something clean up there?")
             # Listening comes before the mode: whoever may connect finds a live socket, not a seemingly dead one.
@@ -193,6 +194,9 @@ def identify(sock: socket.socket) -> FileId | None:
     found = _file_at(path)
     if found is not None and found.inode & 0xFFFFFFFF == inode and found.device == os.makedev(major, minor):
         return found
+    # On an overlay (containers) the kernel names the file of a layer, which stat(2) never shows: then it does not say.
+    if found is not None and found.device != os.makedev(major, minor):
+        return None
     return FileId(os.makedev(major, minor), inode)
 
 

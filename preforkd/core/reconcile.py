@@ -45,6 +45,7 @@ from preforkd.model import (
     RetireTemplate,
     Rollback,
     Signal,
+    StartFailed,
     StartTemplate,
     TakenOver,
     Template,
@@ -303,7 +304,7 @@ def _candidate(goal: Goal, table: Table, now: float, wishes: _Wishes) -> bool:
         elif (
             canary.state is not WorkerState.HELD
             or canary.stopped_at is not None
-            or (not goal.starting and not wishes.due(canary.ready_at + SETTLE, now))
+            or (goal.current is not None and not wishes.due(canary.ready_at + SETTLE, now))
         ):
             proven = False
     if proven:
@@ -410,11 +411,11 @@ def _generations(goal: Goal, table: Table, load: Load, now: float, wishes: _Wish
 
 def _failed_start(goal: Goal, current: Generation, table: Table, wishes: _Wishes) -> bool:
     """Did a worker of the very first generation die by its own fault before the start was over?"""
-    for name in current.pools if goal.starting else ():
+    for name in current.pools if goal.starting and goal.previous is None else ():
         account = table.accounts.get(name, _NO_ACCOUNT)
         if current.number in account.deaths:
             reason = f"pool {name}: its first worker: {account.last_death[current.number]}"
-            wishes.ask(Abort(current.number, reason))
+            wishes.ask(StartFailed(current.number, reason))
             return True
     return False
 

@@ -33,6 +33,7 @@ from preforkd.model import (
     RetireTemplate,
     Rollback,
     Signal,
+    StartFailed,
     StartTemplate,
     TakenOver,
     Worker,
@@ -152,6 +153,8 @@ class Supervisor:
             case Abort(generation):
                 self.goal = replace(self.goal, candidate=None)
                 table.load_failures.pop(generation, None)
+            case StartFailed():
+                self.goal = replace(self.goal, current=None, taking_over=False)
             case Rollback():
                 self._roll_back(now)
             case TakenOver():

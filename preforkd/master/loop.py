@@ -51,6 +51,7 @@ from preforkd.model import (
     Recovered,
     Retire,
     Rollback,
+    StartFailed,
     TakenOver,
     WorkerState,
 )
@@ -360,6 +361,7 @@ class Master:
             self._give_up_candidate("the service stops")
             self._handed_over = None
             self._notifier.stopping("stopping")
+            self._extended_at = -1e9
         self._events.info("phase", state=phase.value)
 
     def _reopen(self) -> list[str]:
@@ -487,6 +489,8 @@ class Master:
                     self._committed(generation)
                 case Abort(generation, reason):
                     self._aborted(generation, reason)
+                case StartFailed(_, reason):
+                    self._fail_start(reason)
                 case Rollback(generation, reason):
                     self._rolled_back(generation, reason)
                 case TakenOver(generation):
@@ -709,7 +713,9 @@ class Master:
     def _tell_systemd(self, now: float) -> None:
         if not self._notifier.enabled:
             return
-        if self._extending() and now >= self._extended_at + _EXTENSION / 2:
+        if not self._extending():
+            self._extended_at = -1e9  # the next one is told at once
+        elif now >= self._extended_at + _EXTENSION / 2:
             self._notifier.extend_timeout(_EXTENSION)
             self._extended_at = now
         if self._status_is_news() and now >= self._status_at + _STATUS_INTERVAL:

@@ -30,6 +30,7 @@ from preforkd.model import (
     Retire,
     Rollback,
     Signal,
+    StartFailed,
     StartTemplate,
     TemplateState,
     Worker,
@@ -262,7 +263,8 @@ class Driver:
         if action.cause in (Cause.ABANDONED, Cause.START_TIMEOUT):
             raise Broken(f"{action.cause}: {worker} serves")
         if action.cause in (Cause.RELOAD, Cause.ROLLBACK):
-            assert goal.current is not None
+            if goal.current is None:  # a start that failed: nobody is to serve
+                return
             if worker.generation == goal.current.number:
                 raise Broken(f"{action.cause}: {worker} is of the current generation")
             if worker.pool in goal.current.pools and not goal.taking_over:
@@ -293,6 +295,11 @@ class Driver:
                 retiring = True
             elif isinstance(action, Commit):
                 self._answer(action.generation, "commit")
+            elif isinstance(action, StartFailed):
+                if self.outcomes[action.generation] != "commit":
+                    raise Broken(f"{action}, after {self.outcomes[action.generation]}")
+                self.outcomes[action.generation] = f"abort: {action.reason}"
+                self._explained(action.reason)
             elif isinstance(action, Abort):
                 self._answer(action.generation, f"abort: {action.reason}")
             elif isinstance(action, Rollback):

@@ -40,7 +40,9 @@ from preforkd.model import (
     Release,
     Retire,
     Signal,
+    StartFailed,
     StartTemplate,
+    TakenOver,
     Worker,
     WorkerState,
 )
@@ -123,7 +125,7 @@ def test_a_stop_of_nothing_is_finished() -> None:
 
 def test_a_candidate_is_loaded_tried_and_committed() -> None:
     table = Table()
-    goal = Goal(candidate=Generation(1, {"web": WEB}))
+    goal = Goal(candidate=Generation(1, {"web": WEB}), current=Generation(0, {}), starting=False)
     assert ask(goal, table) == (StartTemplate("web", 1, True),)
     table.template_started("web", 1, 600, True, NOW)
     assert ask(goal, table) == ()
@@ -137,6 +139,23 @@ def test_a_candidate_is_loaded_tried_and_committed() -> None:
     table.ready(canary.id, NOW)
     assert reconcile(goal, table, Load(), NOW).wake_at == NOW + SETTLE
     assert ask(goal, table, NOW + SETTLE) == (Commit(1),)
+
+
+def test_the_very_first_generation_serves_before_it_has_settled() -> None:
+    """Nothing is there that it could harm; but the start is only over when its worker has stayed up for a moment."""
+    table = Table()
+    template(table)
+    canary = worker(table, hold=True)
+    assert ask(Goal(candidate=Generation(1, {"web": WEB})), table) == (Commit(1),)
+    goal = Goal(current=Generation(1, {"web": WEB}), committed_at=NOW, taking_over=True)
+    assert Release(canary.id) in ask(goal, table)
+    table.released(Release(canary.id), NOW)
+    plan = reconcile(goal, table, Load(), NOW)
+    assert TakenOver(1) not in plan.actions
+    assert TakenOver(1) in ask(goal, table, NOW + SETTLE)
+    table.serving = 1
+    table.exited(500, 3, None, NOW + 0.1, Phase.RUN)
+    assert ask(goal, table, NOW + 0.1) == (StartFailed(1, "pool web: its first worker: exit code 3"),)
 
 
 def test_a_stopped_canary_proves_nothing() -> None:

@@ -205,7 +205,6 @@ def test_the_time_limit_of_requests_is_a_cause() -> None:
     assert (death.cause, death.expected) == ("timed out: the request took longer than timeouts.request", False)
 
 
-
 def test_the_oom_killer_is_named() -> None:
     table = Table()
     serving(table)

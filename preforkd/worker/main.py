@@ -62,13 +62,14 @@ def run(estate: Estate, handler: Any, order: Message, birth: Channel, stem: int)
 
     Runs in a child of the stem that kept `Estate.worker_descriptors` and its birth channel.
     """
-    # The very first act: until the master knows the pid, nobody can account for this process.
-    with contextlib.suppress(ChannelClosed):
-        birth.send({"pid": os.getpid(), "epoch": estate.log_epoch})
-    # Before it is ready it holds nothing: every wish to leave is granted at once, also in the middle of an import.
+    # Before it is ready it holds nothing: every wish to leave is granted at once, also in the middle of an import. Said
+    # before the pid is known, because a wish may follow in the same instant.
     for signum in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(signum, lambda *_: os._exit(ExitCode.LEFT))
     overhear()
+    # The very first act that can fail or take time: until the master knows the pid, nobody can account for this process.
+    with contextlib.suppress(ChannelClosed):
+        birth.send({"pid": os.getpid(), "epoch": estate.log_epoch})
     name = f"{estate.pool.name}/{order['slot']}"
     set_title(f"{name} g{estate.generation} starting")
     tag_output(estate, name)

@@ -198,7 +198,7 @@ def test_deaths_that_nobody_asked_for(code: int | None, signum: int | None, caus
 
 
 def test_the_time_limit_of_requests_is_a_cause() -> None:
-    """Where requests have one, SIGALRM is the kernel timer that the worker armed for it; else it is somebody's signal."""
+    """Where requests have one, SIGALRM is the kernel timer that the worker armed; else it is somebody's signal."""
     table = Table()
     serving(table)
     death = table.exited(500, None, 14, NOW + 100, Phase.RUN, overrun=True)

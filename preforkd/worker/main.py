@@ -67,7 +67,7 @@ def run(estate: Estate, handler: Any, order: Message, birth: Channel, stem: int)
     for signum in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(signum, lambda *_: os._exit(ExitCode.LEFT))
     overhear()
-    # The very first act that can fail or take time: until the master knows the pid, nobody can account for this process.
+    # The first act that can fail or take time: until the master knows the pid, nobody can account for this process.
     with contextlib.suppress(ChannelClosed):
         birth.send({"pid": os.getpid(), "epoch": estate.log_epoch})
     name = f"{estate.pool.name}/{order['slot']}"

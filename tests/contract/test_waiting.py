@@ -105,8 +105,7 @@ def test_an_idle_worker_sleeps(start: Start, connect: Connect) -> None:
 def test_timeouts_of_zero_are_none(start: Start, connect: Connect) -> None:
     """But for `keepalive`, where 0 means that no connection is kept."""
     worker = start(timeouts=Timeouts(header=0, keepalive=0, body=0, send=0))
-    for ask in (lambda: connect().get(), lambda: connect().post("/echo", b"abc")):
-        response = ask()
+    for response in (connect().get(), connect().post("/echo", b"abc")):
         assert response.status == 200
         assert response.headers["connection"] == "close"
     worker.leave()

@@ -198,11 +198,9 @@ class Master:
         self._wake_at = now if plan.actions else plan.wake_at
 
     def _end(self) -> int:
-        # From here on nobody can be answered by a signal; one that is late must not change our exit status, not even
-        # while the interpreter ends (it then puts the default actions back, but leaves alone what is ignored).
-        for signum in SIGNALS:
-            if signum != signal.SIGCHLD:
-                signal.signal(signum, signal.SIG_IGN)
+        # From here on nobody acts on a signal; one that is late must not change our exit status, not even while the
+        # interpreter ends, which puts the default actions back.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._orphans.sweep()
         for listener in self._listeners.values():
             listener.release()

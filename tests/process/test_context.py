@@ -18,6 +18,7 @@ from preforkd.model import Activity
 from preforkd.scoreboard import Scoreboard
 from preforkd.spawn import Channel
 from preforkd.worker.context import Context, proportional_memory
+from preforkd.worker.settle import overhear
 from tests.support.child import in_child
 from tests.support.values import make_config, make_estate
 
@@ -64,6 +65,7 @@ def run(tmp_path: Path) -> Run:
             board = Scoreboard(8)
             estate, _, lifeline = make_estate(config, board=board)
             near, far = Channel.pair()
+            overhear()  # the first thing that a worker does
             context = Context(estate, 3, far)
             context.begin()
             return function(Worker(context, board, near, lifeline, tmp_path / "log"))

@@ -190,7 +190,10 @@ def test_reloads_leave_nothing_behind(fixed: Daemon) -> None:
     fixed.wait_for_event("template_exit", generation=1)
     fixed.wait_for_status(settled(2))
     wait_titled(fixed, "web stem g2")
-    before = belongings(fixed)
+    deadline = time.monotonic() + 10
+    while (before := belongings(fixed))["children"] != 3:  # the last generation's stem is about to leave
+        assert time.monotonic() < deadline, fixed.picture()
+        time.sleep(LOOK)
     for version in range(3, 11):
         bad = version % 3 == 0
         fixed.write_app(str(version), head="os._exit(3)\n" if bad else "")

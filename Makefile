@@ -30,6 +30,9 @@ LOGROTATEDIR ?= /etc/logrotate.d
 
 BOOTSTRAP = $(PYTHON) tools/bootstrap
 
+# The program is started some hundred times by the tests, and should not be compiled each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The recipes share one environment and one terminal.
 .NOTPARALLEL:
 .PHONY: help venv run test lint test-here test-others bench install clean
@@ -54,9 +57,11 @@ lint:
 	$(VENV)/bin/mypy tools/bootstrap
 	$(VENV)/bin/mypy tools/pythons
 
+# Most tests wait more than they compute, so several run at once; those that boot a system of their own come after them.
 test-here:
 	@$(BOOTSTRAP) $(VENV) --extras lint,test
-	$(VENV)/bin/python -m pytest $(TESTS)
+	$(VENV)/bin/python -m pytest -n 4 --dist worksteal -m 'not systemd and not bare' $(TESTS)
+	$(VENV)/bin/python -m pytest -m 'systemd or bare' $(TESTS) || test $$? = 5
 
 # What is slow, or looks at the system rather than at Python, is the same under every Python. (5 is pytest's "no tests",
 # where TESTS names only such.)
@@ -65,8 +70,8 @@ test-others:
 	for python in $$others; do \
 	    venv=$(VENV)-$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit; \
 	    $$python tools/bootstrap $$venv --extras test || exit; \
-	    echo $$venv/bin/python -m pytest -m 'not slow and not system and not systemd and not bare' $(TESTS); \
-	    $$venv/bin/python -m pytest -m 'not slow and not system and not systemd and not bare' $(TESTS) || test $$? = 5 || exit; \
+	    echo $$venv/bin/python -m pytest -n 4 --dist worksteal -m 'not slow and not system and not systemd and not bare' $(TESTS); \
+	    $$venv/bin/python -m pytest -n 4 --dist worksteal -m 'not slow and not system and not systemd and not bare' $(TESTS) || test $$? = 5 || exit; \
 	done
 
 # Not part of the tests: what it says depends on what else the machine does.

@@ -71,6 +71,8 @@ PROBATION_DEATHS = 3
 PROBATION_ROUNDS = 5
 #: Canaries and templates of a candidate that others may kill before the reload is given up.
 CANDIDATE_LOSSES = 3
+#: Forks in a row that the system may refuse before a reload is given up: about half a minute, with `SHORT_MAX` between.
+CANDIDATE_SHORTAGES = 30
 #: So long after the last failure a row of them is over even if no worker was born since, because none was needed. More
 #: than `BACKOFF_MAX`, or a crash loop would end its own row. Seconds.
 CALM = 2 * BACKOFF_MAX
@@ -294,6 +296,10 @@ def _candidate(goal: Goal, table: Table, now: float, wishes: _Wishes) -> bool:
             wishes.ask(Abort(candidate.number, reason))
             return False
         canary = canaries.get(name)
+        if canary is None and account.shortages >= CANDIDATE_SHORTAGES:
+            # Somebody waits for the answer; what serves goes on, and may be reloaded when the shortage is over.
+            wishes.ask(Abort(candidate.number, f"pool {name}: {account.last_error}"))
+            return False
         if canary is None:
             proven = False
             _order(table, candidate, limits, 1, "proves the new generation", now, wishes, hold=True)

@@ -212,6 +212,16 @@ def test_a_reload_during_a_shortage_waits_for_it(reload: bool) -> None:
     assert driver.outcomes[2] == "commit"
 
 
+def test_a_reload_during_a_shortage_that_does_not_end_is_answered() -> None:
+    driver = booted()
+    driver.sim.no_forks_until = driver.sim.now + 300.0
+    driver.hup(edit())
+    driver.turn()
+    run_for(driver, 60.0)
+    assert "unavailable" in driver.outcomes[2]
+    assert serving(driver) == 2
+
+
 def test_failures_of_templates_long_ago_are_forgotten() -> None:
     driver = booted()
     for _ in range(6):

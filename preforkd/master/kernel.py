@@ -356,8 +356,7 @@ class PosixKernel:
             with contextlib.suppress(ChannelClosed):
                 birth.channel.send(message, descriptors)
 
-    # --- the end of things
-    # ---------------------------------------------------------------------------------------------
+    # --- the end of things -------------------------------------------------------------------------------------------
 
     def forget_worlds(self, wanted: set[int]) -> list[World]:
         """Drop the generations that nobody belongs to any more; returns them."""

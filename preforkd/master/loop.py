@@ -374,8 +374,7 @@ class Master:
             self._events.info("logs_reopened", epoch=self._kernel.epoch)
         return failures
 
-    # --- reload: check
-    # -------------------------------------------------------------------------------------------------
+    # --- reload: check -----------------------------------------------------------------------------------------------
 
     def _start_check(self, now: float) -> None:
         stopping = self._supervisor.goal.phase in (Phase.STOP, Phase.FAST)
@@ -450,8 +449,7 @@ class Master:
         self._kernel.worlds[world.number] = world
         self._supervisor.wish_generation(world.number, {name: place.goal for name, place in world.pools.items()})
 
-    # --- observe
-    # -------------------------------------------------------------------------------------------------------
+    # --- observe -----------------------------------------------------------------------------------------------------
 
     def _observe(self, now: float) -> Load:
         goal, table = self._supervisor.goal, self._supervisor.table
@@ -477,8 +475,7 @@ class Master:
             pools[name] = PoolLoad(idle, queued)
         return Load(pools)
 
-    # --- act
-    # -----------------------------------------------------------------------------------------------------------
+    # --- act ---------------------------------------------------------------------------------------------------------
 
     def _act(self, actions: Iterable[Action], now: float) -> None:
         for action in actions:
@@ -699,8 +696,7 @@ class Master:
                 self._control.answer(request, {"reopened": True})
             self._reopen_requests.clear()
 
-    # --- telling
-    # -------------------------------------------------------------------------------------------------------
+    # --- telling -----------------------------------------------------------------------------------------------------
 
     def _extending(self) -> bool:
         """Is something under way that systemd may have to be patient about?"""

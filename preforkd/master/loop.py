@@ -137,6 +137,7 @@ class Master:
         self._handed_over_by = 0.0
         self._finished = False
         self._exit_code = ExitCode.OK
+        self._start_failure = ""
 
     @property
     def _events(self) -> EventLog:
@@ -207,7 +208,9 @@ class Master:
         self._events.info("master_exit", code=int(self._exit_code))
         self._control.withdraw()
         self._equipment.pid_file.release()
-        # Last of all: who was told that the service has stopped may start it again at once.
+        # Last of all: who was told that the service has stopped, or could not start, may start it again at once.
+        if self._start_failure:
+            self._equipment.on_start(self._start_failure)
         for request in self._stop_requests:
             self._control.answer(request, {"state": "stopped"})
         self._reloads.cancel(self._control, "the service stops")
@@ -666,7 +669,7 @@ class Master:
         """No generation has ever served, and this one cannot: that is the end, and whoever started us hears why."""
         self._events.error("start_failed", text=reason)
         self._exit_code = ExitCode.FAILURE
-        self._equipment.on_start(reason)
+        self._start_failure = reason
         self._reloads.finish(self._control, reason)
         self._wish(Phase.FAST)
 

@@ -141,6 +141,7 @@ def _reseed() -> None:
 
 def _await_release(estate: Estate, birth: Channel, context: Context) -> bool:
     """A canary's wait for the commit. False: it is not wanted any more."""
+    set_title(f"{context.name} g{estate.generation} held")
     poll = select.poll()
     for descriptor in (birth.fileno(), estate.lifeline):
         poll.register(descriptor, select.POLLIN)

@@ -258,8 +258,17 @@ def bad_value(daemon: Daemon) -> None:
 
 
 def late(statement: str) -> str:
-    """Lines for the application's head: do it a moment after the import, when the worker has said that it is ready."""
-    return f"import threading\nthreading.Timer(0.08, lambda: {statement}).start()\n"
+    """Lines for the application's head: do it after the import, when the worker has said that it is ready."""
+    return f"""
+import threading, setproctitle
+
+def end():
+    while not setproctitle.getproctitle().endswith(" held"):
+        time.sleep(0.001)
+    {statement}
+
+threading.Thread(target=end, daemon=True).start()
+"""
 
 
 CONFIGURATION = {

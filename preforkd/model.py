@@ -183,8 +183,11 @@ class PoolLoad:
 
     #: Numbers (`Worker.id`) of the workers that say they are idle; every other serving one counts as busy.
     idle: frozenset[int] = frozenset()
-    #: Connections that wait in the kernel for an accept(2).
+    #: Connections that wait in the kernel for an accept(2), or for a worker that holds them and is busy.
     queued: int = 0
+    #: Workers more that memory, processes and descriptors allow, and what ends first; None where nobody asked.
+    room: int | None = None
+    room_ends: str = ""
 
 
 @dataclass(frozen=True, slots=True)

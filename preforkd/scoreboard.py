@@ -121,6 +121,10 @@ class Scoreboard:
         serving = states.count(_IDLE_BYTE) + states.count(_BUSY_BYTE)
         return -(-sum(self._rows[_CONNECTIONS::_ROW_WORDS]) // max(1, serving))
 
+    def memory(self) -> int:
+        """What the largest worker has last said that it takes, bytes; 0 if none has."""
+        return max(self._rows[_MEMORY::_ROW_WORDS])
+
     def waiting(self, slot: int, now: float) -> int:
         """Connections with something to read that wait for the worker of a slot, if it has been busy for a while.
 
@@ -206,8 +210,8 @@ class SlotWriter:
         rows[row + _SINCE] = time.monotonic_ns()
         self._states[self._slot] = Activity.BUSY
 
-    def finished(self) -> None:
-        """The request is over: counted, and the worker idle again."""
+    def finished(self) -> float:
+        """The request is over: counted, and the worker idle again. Returns the time (monotonic seconds)."""
         rows, row = self._rows, self._row
         now = time.monotonic_ns()
         self.requests += 1
@@ -215,6 +219,7 @@ class SlotWriter:
         rows[row + _BUSY_NS] += now - rows[row + _SINCE]
         rows[row + _SINCE] = now
         self._states[self._slot] = Activity.IDLE
+        return now / 1e9
 
     def connections(self, held: int) -> None:
         """Connections that the worker holds, parked ones included."""

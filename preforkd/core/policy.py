@@ -45,6 +45,9 @@ class Counts:
     busy: int = 0
     starting: int = 0
     queued: int = 0
+    #: Workers more that the machine has room for, and what ends first; None: no limit known.
+    room: int | None = None
+    room_ends: str = ""
 
     @property
     def total(self) -> int:
@@ -118,6 +121,13 @@ def _grow(missing: int, counts: Counts, limits: PoolGoal, pace: Pace, now: float
         return Sizing(0, 0, reason, look_at, pace, limit_reached=not reported)
     if counts.total >= max(1, limits.start) and now < pace.grown_at + GROW_INTERVAL:
         return Sizing(0, 0, "", pace.grown_at + GROW_INTERVAL, pace)
+    if counts.room is not None and counts.room < room:
+        room = counts.room if counts.total else max(1, counts.room)
+        if room <= 0:
+            reported = pace.limit_reported and now < pace.limited_at + EPISODE
+            pace = replace(pace, limit_reported=True, limited_at=now)
+            reason = f"{missing} missing for min_spare={limits.min_spare}, but {counts.room_ends}"
+            return Sizing(0, 0, reason, now + SHRINK_INTERVAL, pace, limit_reached=not reported)
     step = max(counts.total, limits.start - counts.total, GROW_AT_LEAST)
     spawn = min(missing, room, step, GROW_AT_MOST)
     patience = pace.patience or PATIENCE

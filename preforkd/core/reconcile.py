@@ -537,7 +537,10 @@ def _size(
         else:
             busy.append(worker)
     pace = table.accounts.get(name, _NO_ACCOUNT).pace
-    sizing = size_pool(Counts(len(idle), len(busy) + len(stopped), len(starting), load.queued), limits, pace, now)
+    counts = Counts(
+        len(idle), len(busy) + len(stopped), len(starting), load.queued, room=load.room, room_ends=load.room_ends
+    )
+    sizing = size_pool(counts, limits, pace, now)
     if sizing.limit_reached:
         wishes.ask(Record("pool_limit", {"pool": name, "reason": sizing.reason}, "warning"))
     if sizing.spawn and not _order(table, current, limits, sizing.spawn, sizing.reason, now, wishes):

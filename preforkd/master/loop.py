@@ -14,7 +14,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import preforkd
@@ -27,6 +27,7 @@ from preforkd.core.supervisor import Supervisor
 from preforkd.core.table import Table
 from preforkd.errors import ExitCode, ListenError, PreforkdError
 from preforkd.estate import TemplateMain
+from preforkd.headroom import headroom
 from preforkd.listeners import Listener, ListenerSet, Wanted, open_listeners
 from preforkd.logs import EventLog, LogError, Logs, open_logs
 from preforkd.master import report
@@ -34,7 +35,7 @@ from preforkd.master.checker import Checked, Checker
 from preforkd.master.kernel import PosixKernel
 from preforkd.master.orphans import Orphans
 from preforkd.master.reloads import Reloads, Stage
-from preforkd.master.world import World, make_world
+from preforkd.master.world import PoolWorld, World, make_world
 from preforkd.model import (
     Abort,
     Action,
@@ -475,8 +476,16 @@ class Master:
             queued += sum(
                 place.board.waiting(worker.slot, now) for worker in table.of(name) if worker.generation == world.number
             )
-            pools[name] = PoolLoad(idle, queued)
+            pools[name] = self._with_room(place, PoolLoad(idle, queued))
         return Load(pools)
+
+    def _with_room(self, place: PoolWorld, load: PoolLoad) -> PoolLoad:
+        """A pool that may want to grow is told how far memory, processes and descriptors let it."""
+        members = [w for w in self._supervisor.table.of(place.goal.name) if w.leave is None]
+        if len(load.idle) >= place.goal.min_spare + load.queued and len(members) >= place.goal.start:
+            return load
+        room = headroom(place.board.memory())
+        return replace(load, room=room.workers, room_ends=room.why)
 
     # --- act ---------------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class Context:
         self._requests_left = self._jittered(recycle.requests, recycle.jitter)
         self._age_limit = time.monotonic() + self._jittered(recycle.age, recycle.jitter) if recycle.age else 0.0
         self._memory_limit = self._jittered(recycle.memory, recycle.jitter)
-        self._measured_at = time.monotonic()
+        self._measure_at = time.monotonic() + _MEMORY_INTERVAL
         self._titled_at = 0.0
         self._titled = False
 
@@ -127,7 +127,7 @@ class Context:
 
     def request_finished(self) -> None:
         """The request is over: counted; the recycling limits are looked at."""
-        self.board.finished()
+        now = self.board.finished()
         if self.leaving:
             # It finishes what it holds; nobody shall take it for a spare one.
             self.board.leaving()
@@ -140,10 +140,10 @@ class Context:
             self._requests_left -= 1
             if self._requests_left < 1:
                 self._recycle("requests", self.pool.recycle.requests)
-        if self._age_limit and time.monotonic() > self._age_limit:
+        if self._age_limit and now > self._age_limit:
             self._recycle("age", self.pool.recycle.age)
-        if self._memory_limit:
-            self._look_at_memory()
+        if now >= self._measure_at:
+            self._measure(now)
 
     def exit_code(self) -> ExitCode:
         """What the model returns after it has finished what it held."""
@@ -167,14 +167,12 @@ class Context:
             self.log.info("worker_recycle", limit=limit, value=value, requests=self.board.requests)
         self._leave(ExitCode.RECYCLED)
 
-    def _look_at_memory(self) -> None:
-        now = time.monotonic()
-        if now - self._measured_at < _MEMORY_INTERVAL:
-            return
-        self._measured_at = now
+    def _measure(self, now: float) -> None:
+        """Say how much memory this worker takes: the master may not look, and wants to know what one more would."""
+        self._measure_at = now + (_MEMORY_INTERVAL if self._memory_limit else 10 * _MEMORY_INTERVAL)
         size = proportional_memory()
         self.board.memory(size)
-        if size > self._memory_limit:
+        if self._memory_limit and size > self._memory_limit:
             self._recycle("memory", size)
 
     def _on_signal(self) -> None:

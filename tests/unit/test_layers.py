@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # What the master leaves to a template: put together from the row below.
     ("estate",),
     (
-        "control", "listeners", "logs", "pidfile", "privileges", "scoreboard", "spawn", "stamp", "systemd",
+        "control", "headroom", "listeners", "logs", "pidfile", "privileges", "scoreboard", "spawn", "stamp", "systemd",
         "unixsocket", "wakeup", "welcome",
     ),
     ("core",),

@@ -42,6 +42,8 @@ counts = st.builds(
     busy=st.integers(0, 80),
     starting=st.integers(0, 40),
     queued=st.integers(0, 1000),
+    room=st.none() | st.integers(0, 40),
+    room_ends=st.just("the machine leaves 1 MiB"),
 )
 paces = st.builds(
     Pace,
@@ -252,3 +254,18 @@ def test_a_pool_that_does_not_regret_a_shrink_forgets_by_halves() -> None:
 def test_a_few_idle_workers_are_nothing_to_watch() -> None:
     for idle in range(5, 11):
         assert size_pool(Counts(idle=idle), WEB, FRESH, NOW).look_at is None
+
+
+def test_a_pool_grows_only_as_far_as_there_is_room() -> None:
+    hungry = Counts(idle=0, busy=8, queued=20, room=3, room_ends="the machine leaves 90 MiB, a worker takes 20")
+    assert size_pool(hungry, WEB, FRESH, NOW).spawn == 3
+    none = replace(hungry, room=0)
+    sizing = size_pool(none, WEB, FRESH, NOW)
+    assert (sizing.spawn, sizing.limit_reached, sizing.look_at) == (0, True, NOW + SHRINK_INTERVAL)
+    assert sizing.reason == "25 missing for min_spare=5, but the machine leaves 90 MiB, a worker takes 20"
+    # Said once, and asked again: memory comes back without anybody telling.
+    again = size_pool(none, WEB, sizing.pace, NOW + SHRINK_INTERVAL)
+    assert (again.spawn, again.limit_reached) == (0, False)
+    assert size_pool(hungry, WEB, again.pace, NOW + 2 * SHRINK_INTERVAL).spawn == 3
+    # One worker there is in any case: without it nobody would ever find out.
+    assert size_pool(Counts(room=0, room_ends="?"), WEB, FRESH, NOW).spawn == 1

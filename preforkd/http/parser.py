@@ -216,21 +216,20 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
     close = False
     persist = http11
     expectation = b""
-    names: set[bytes] = set()
-    underscored: list[bytes] = []
+    underscored = False
     for index, (name, value) in enumerate(fields):
         if value and value[-1] in b" \t":
             # llhttp leaves whitespace at the end; bytes.strip() would take VT and FF too.
             value = value.rstrip(b" \t")
             fields[index] = (name, value)
-        lower = name.lower()
-        if b"_" in lower:
-            underscored.append(lower)
-        else:
-            names.add(lower)
-        if lower not in _SPECIAL:
+        lower = _special.get(name)
+        if lower is None:
+            lower = _look_up(name)
+        if not lower:
             continue
-        if lower == b"host":
+        if lower == b"_":
+            underscored = True
+        elif lower == b"host":
             # RFC 9112, 3.2: exactly one, and well formed.
             if host is not None:
                 return Refusal(400, "there is more than one Host field", line)
@@ -270,10 +269,10 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
             return Refusal(400, "HTTP/1.0 knows no Transfer-Encoding", line)  # RFC 9112, 6.1
         length = None
     if underscored:
-        for name in underscored:
-            # In an environ `X-A` and `X_A` are one key, so that one could pass for the other.
-            if name.replace(b"_", b"-") in names:
-                return Refusal(400, "two fields differ only in '-' and '_'", line)
+        names = {name.lower() for name, _ in fields if b"_" not in name}
+        # In an environ `X-A` and `X_A` are one key, so that one could pass for the other.
+        if any(b"_" in name and name.lower().replace(b"_", b"-") in names for name, _ in fields):
+            return Refusal(400, "two fields differ only in '-' and '_'", line)
     if expectation and http11 and expectation.lower() != b"100-continue":
         return Refusal(417, "the only expectation met here is 100-continue", line)  # RFC 9110, 10.1.1
     method = match[1].decode("ascii")
@@ -317,6 +316,19 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
 
 
 _SPECIAL = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
+
+#: Field name as sent -> in lower case if `_judge` has a rule for it, ``_`` if it has an underscore, else empty. Clients
+#: send few different names; strangers' inventions must not fill the memory.
+_special: dict[bytes, bytes] = {}
+_SPECIAL_MAX = 1000
+
+
+def _look_up(name: bytes) -> bytes:
+    lower = name.lower()
+    kind = b"_" if b"_" in lower else lower if lower in _SPECIAL else b""
+    if len(_special) < _SPECIAL_MAX:
+        _special[name] = kind
+    return kind
 
 
 def _bad_coding(fields: list[tuple[bytes, bytes]]) -> tuple[int, str] | None:

@@ -50,6 +50,22 @@ class Framing(Enum):
     CLOSE = auto()  # HTTP/1.0 without a length
 
 
+#: Names of fields that may be sent -> in lower case. Applications send few; made-up ones must not fill the memory.
+_names: dict[str, str] = {}
+_NAMES_MAX = 1000
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BadResponse(f"{name!r} is not the name of a header field")
+    lower = name.lower()
+    if lower in _HOP_BY_HOP:
+        raise BadResponse(f"the header field {name} belongs to the server, not to the application (PEP 3333)")
+    if len(_names) < _NAMES_MAX:
+        _names[name] = lower
+    return lower
+
+
 class CheckedHead:
     """A status and header that may be sent as they are.
 
@@ -79,16 +95,14 @@ class CheckedHead:
                 raise BadResponse(f"a header field must be a tuple (name, value), not {field!r}") from None
             if type(name) is not str or type(value) is not str:
                 raise BadResponse(f"name and value of a header field must be strings, not {field!r}")
-            if not _NAME.fullmatch(name):
-                raise BadResponse(f"{name!r} is not the name of a header field")
+            lower = _names.get(name)
+            if lower is None:
+                lower = _checked_name(name)
             if not _VALUE.fullmatch(value):
                 raise BadResponse(
                     f"the value of the header field {name} may not contain line ends, control characters "
                     f"or characters outside latin-1: {value!r}"
                 )
-            lower = name.lower()
-            if lower in _HOP_BY_HOP:
-                raise BadResponse(f"the header field {name} belongs to the server, not to the application (PEP 3333)")
             if lower in _SEEN:
                 if lower == "content-length":
                     value = value.strip()

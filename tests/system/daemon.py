@@ -97,8 +97,8 @@ def application(environ, start_response):
         # Begins its answer, and ends it when the test opens the gate.
         start_response("200 OK", headers)
         return gate(os.path.join(GATES, path.removeprefix("/gate/")))
-    if path.startswith("/work/"):
-        time.sleep(float(path.removeprefix("/work/")) / 1000)
+    if path.startswith("/sleep/"):
+        time.sleep(float(path.removeprefix("/sleep/")) / 1000)
     body = VERSION.encode()
     start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
     return [body]
@@ -287,7 +287,7 @@ class Daemon:
         """Write the application, in one step: it answers with ``version`` and the headers X-Worker-Pid and X-Version.
 
         ``head`` runs at its import, before anything else of it; ``tail`` after all of it, and may redefine it. It has
-        two more paths: ``/gate/NAME`` (see `hold`) and ``/work/MILLISECONDS``.
+        two more paths: ``/gate/NAME`` (see `hold`) and ``/sleep/MILLISECONDS``.
         """
         text = _APP_HEAD.format(version=version, gates=str(self.gates)) + head + _APP_BODY + tail
         self.write_module(text, module)

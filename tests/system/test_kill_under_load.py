@@ -58,7 +58,7 @@ def test_a_worker_is_killed_every_100_ms(daemon: Daemon) -> None:
     daemon.start()
     chance = random.Random(4)
     killed: list[int] = []
-    with Traffic(daemon, kept=0, fresh=4, path="/work/5") as traffic:
+    with Traffic(daemon, kept=0, fresh=4, path="/sleep/5") as traffic:
         until = time.monotonic() + 3
         while time.monotonic() < until:
             victim = chance.choice(daemon.pids())
@@ -402,7 +402,7 @@ def test_anything_at_any_time(daemon: Daemon) -> None:
     daemon.start()
     chance = random.Random(1)
     version, kills = 1, 0
-    with Traffic(daemon, kept=0, fresh=4, path="/work/2") as traffic:
+    with Traffic(daemon, kept=0, fresh=4, path="/sleep/2") as traffic:
         until = time.monotonic() + 2
         while time.monotonic() < until:
             others = sorted(daemon.processes().keys() - {daemon.pid})
@@ -604,7 +604,7 @@ def test_recycling_costs_nobody(fixed: Daemon, limit: str, value: object, count:
 def test_the_pool_grows_by_need_and_shrinks_to_its_limit(daemon: Daemon) -> None:
     daemon.pool["workers"] = {"start": 1, "min_spare": 1, "max_spare": 2, "max": 12}
     daemon.start()
-    with Traffic(daemon, kept=0, fresh=10, path="/work/50", pace=0) as traffic:
+    with Traffic(daemon, kept=0, fresh=10, path="/sleep/50", pace=0) as traffic:
         daemon.wait_for_status(lambda status: len(status["pools"]["web"]["workers"]) >= 10)
         traffic.wait(20)
         grown = daemon.events("pool_grow")

@@ -114,6 +114,23 @@ class PidFile:
         return removed
 
 
+def holder(path: str) -> int | None:
+    """The pid of the instance that holds a pid file's lock; None if nobody does, 0 if it has not written its pid."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _number(os.pread(fd, _READ, 0)) or 0
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
 def read_pid(path: str) -> int | None:
     """The number in a pid file; None if there is none. It may be stale: ask the control socket whether anybody runs."""
     try:

@@ -7,18 +7,21 @@ that the file names. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configu
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import setproctitle
 
 import preforkd
 from preforkd import config as configuration
+from preforkd import pidfile
 from preforkd.control import client
-from preforkd.errors import ConfigError, ExitCode, PreforkdError
+from preforkd.errors import ConfigError, ExitCode, NotRunning, PreforkdError
 from preforkd.master import report
 from preforkd.master.checker import Checked, Checker
 
@@ -27,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code; never raises for what a person can cause."""
     _open_standard_descriptors()
     # It must see the original environment before anything is removed from it, or titles silently do not work.
-    setproctitle.getproctitle()
+    with contextlib.suppress(UnicodeError):
+        setproctitle.getproctitle()
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.call
     try:
-        return int(command(arguments))
+        code = int(command(arguments))
+        sys.stdout.flush()
+        return code
     except PreforkdError as error:
         # A list of mistakes stands by itself: each line begins with its place.
         places = isinstance(error, ConfigError) or str(error).startswith("/")
@@ -42,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output is gone (`preforkd status | head`); keep the interpreter from saying so again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return int(ExitCode.FAILURE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # Our output's disk is full.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"preforkd: cannot write: {error.strerror}", file=sys.stderr)
         return int(ExitCode.FAILURE)
 
 
@@ -126,9 +139,25 @@ def checked(path: str) -> Checked:
     return answer
 
 
-def _control(arguments: argparse.Namespace) -> str:
-    """The control socket of the master that runs this configuration, which may be broken by now."""
-    return configuration.runtime_of(_path(arguments))[1]
+def _call(
+    arguments: argparse.Namespace, command: str, args: Mapping[str, Any] | None = None, **how: Any
+) -> dict[str, Any]:
+    """Ask the master that runs this configuration, which may be broken by now.
+
+    Raises:
+        NotRunning: nobody answers; if somebody runs all the same, the text says what can be done.
+    """
+    pid_file, control = configuration.runtime_of(_path(arguments))
+    try:
+        return client.call(control, command, args, **how)
+    except NotRunning as error:
+        pid = pidfile.holder(pid_file)
+        if not pid:
+            raise
+        raise NotRunning(
+            f"pid {pid} runs (pid file {pid_file}) but does not answer at {control}: {error}; `kill -HUP {pid}` brings"
+            f" a removed control socket back, `kill -TERM {pid}` stops the service"
+        ) from None
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -149,13 +178,13 @@ def _start(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    client.call(_control(arguments), "stop", {"fast": arguments.fast}, until_gone=True)
+    _call(arguments, "stop", {"fast": arguments.fast}, until_gone=True)
     print("stopped")
     return ExitCode.OK
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    result = client.call(_control(arguments), "reload")
+    result = _call(arguments, "reload")
     for note in result.get("notes", ()):
         print(f"not applied: {note}", file=sys.stderr)
     print(f"reloaded: generation {result['generation']}")
@@ -163,13 +192,13 @@ def _reload(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    result = client.call(_control(arguments), "status", timeout=10)
+    result = _call(arguments, "status", timeout=10)
     print(json.dumps(result, indent=2) if arguments.json else report.as_text(result))
     return ExitCode.OK
 
 
 def _reopen(arguments: argparse.Namespace) -> int:
-    client.call(_control(arguments), "reopen", timeout=arguments.timeout)
+    _call(arguments, "reopen", timeout=arguments.timeout)
     return ExitCode.OK
 
 

@@ -12,8 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import setproctitle
-
 from preforkd import config as configuration
 from preforkd import systemd
 from preforkd.control.server import ControlServer
@@ -24,6 +22,7 @@ from preforkd.master.loop import Equipment, Master
 from preforkd.pidfile import PidFile
 from preforkd.stamp import build_stamp
 from preforkd.worker import template
+from preforkd.worker.settle import set_title
 
 #: Beyond the applications' own start: forks, canaries, this machine having a bad day. Seconds.
 _SLACK = 30.0
@@ -62,7 +61,7 @@ def _serve(checked: Checked, on_start: Callable[[str | None], None]) -> int:
         raise
     try:
         pid_file.write()
-        setproctitle.setproctitle(f"preforkd: master {config.path}")
+        set_title(f"master {config.path}")
         equipment = Equipment(
             config=config,
             identities=identities,

@@ -40,6 +40,7 @@ class _Alone:
         self.access = access
         self.handover = None
         self.leaving = False
+        self.interactive = True
         self.stopping = True
         self.board = Scoreboard(1).writer(0)
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT))

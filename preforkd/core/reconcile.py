@@ -81,6 +81,9 @@ CALM = 2 * BACKOFF_MAX
 #: ap_reclaim_child_processes).
 FAST_LADDER = ((0.0, SIGQUIT), (1.0, SIGKILL))
 KILL_LADDER = ((0.0, SIGKILL),)
+#: For a worker that has not served anybody, as far as is known. TERM comes first: a worker that serves already, though
+#: nobody has heard of it yet, takes it for a graceful leave; one that does not ends at once.
+BOOT_LADDER = ((0.0, SIGTERM), (0.5, SIGQUIT), (1.0, SIGKILL))
 TEMPLATE_LADDER = ((0.0, SIGTERM), (2.0, SIGKILL))
 STRANGER_LADDER = ((0.0, SIGTERM), (2.0, SIGKILL))
 
@@ -132,6 +135,7 @@ def reconcile(goal: Goal, table: Table, load: Load, now: float) -> Plan:
     wishes = _Wishes()
     stopping = goal.phase in (Phase.STOP, Phase.FAST)
     _births(table, now, wishes)
+    _late_servers(goal, table, wishes)
     if stopping:
         _stop(goal, table, load, wishes)
     else:
@@ -178,7 +182,19 @@ def _way_out(goal: Goal, worker: Worker) -> tuple[tuple[float, int], ...]:
     """The ladder of a worker that is not wanted any more: what has not served anybody may go at once."""
     if worker.state is WorkerState.SERVING:
         return graceful_ladder(_limits(goal, worker.pool, worker.generation).graceful)
-    return FAST_LADDER
+    return BOOT_LADDER
+
+
+def _late_servers(goal: Goal, table: Table, wishes: _Wishes) -> None:
+    """Let a worker finish that was asked to leave before it was known to be ready, and has begun to serve meanwhile."""
+    if goal.phase is Phase.FAST:
+        return
+    for worker in table.workers.values():
+        leave = worker.leave
+        if leave is not None and leave.ladder == BOOT_LADDER and worker.ready_at and not worker.hold:
+            ladder = graceful_ladder(_limits(goal, worker.pool, worker.generation).graceful)
+            if ladder != BOOT_LADDER:
+                wishes.retire(worker, leave.cause, ladder)
 
 
 # --- what takes too long ---------------------------------------------------------------------------------------------
@@ -549,7 +565,7 @@ def _size(
         # Who does not serve goes first, then who is idle; from the end, so that the lowest slots stay.
         order = [worker for group in (starting, stopped, idle, busy) for worker in _from_the_end(group)]
         for worker in order[: sizing.retire]:
-            ladder = graceful_ladder(limits.graceful) if worker.state is WorkerState.SERVING else FAST_LADDER
+            ladder = graceful_ladder(limits.graceful) if worker.state is WorkerState.SERVING else BOOT_LADDER
             wishes.retire(worker, Cause.SHRINK, ladder)
         wishes.ask(Record("pool_shrink", {"pool": name, "retire": sizing.retire, "reason": sizing.reason}))
     if sizing.look_at is not None:

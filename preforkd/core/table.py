@@ -296,6 +296,9 @@ class Table:
 
     def ready(self, number: int, now: float) -> Worker | None:
         worker = self.workers.get(number)
+        if worker is not None and worker.state is WorkerState.LEAVING and not worker.ready_at:
+            # It was asked to leave meanwhile, but may have begun to serve.
+            self.workers[number] = replace(worker, ready_at=now, stem=None)
         if worker is None or worker.state is not WorkerState.STARTING:
             return None
         state = WorkerState.HELD if worker.hold else WorkerState.SERVING

@@ -40,6 +40,11 @@ class HandlerContext(Protocol):
     def generation(self) -> int: ...
 
     @property
+    def interactive(self) -> bool:
+        """True where somebody sits at a terminal, whose Ctrl-C is meant: `preforkd run --single`."""
+        ...
+
+    @property
     def log(self) -> Log: ...
 
 

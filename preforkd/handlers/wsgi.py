@@ -40,6 +40,9 @@ class WSGI:
     def __init__(self, application: Application, *, pool: str, config_path: str = "") -> None:
         self._application = application
         self._log: Log | None = None
+        #: The worker's, once it is open; and whether somebody sits at a terminal, whose Ctrl-C is meant.
+        self._pid = 0
+        self._interactive = False
         self._base: Environ = {
             "SCRIPT_NAME": "",
             "SERVER_SOFTWARE": "preforkd",
@@ -70,6 +73,8 @@ class WSGI:
     def open(self, ctx: HandlerContext) -> None:
         """The worker is about to serve."""
         self._log = ctx.log
+        self._pid = os.getpid()
+        self._interactive = ctx.interactive
         self._base["preforkd.worker"] = ctx.name
         self._base["preforkd.generation"] = ctx.generation
 
@@ -88,11 +93,14 @@ class WSGI:
             except BodyError as error:
                 self._event("info", "request_body_failed", exchange, status=error.status, reason=error.reason)
                 exchange.answer_plainly(error.status, error.reason)
-            except KeyboardInterrupt:
-                # Only where there is a terminal and nobody else: `preforkd run --single`.
-                exchange.abort()
-                raise
             except BaseException as error:  # SystemExit, too: an application must not end the worker by accident
+                if os.getpid() != self._pid and self._pid:
+                    # A child that the application forked: it means itself.
+                    code = error.code if isinstance(error, SystemExit) else 1
+                    os._exit(code if isinstance(code, int) else int(code is not None))
+                if isinstance(error, KeyboardInterrupt) and self._interactive:
+                    exchange.abort()
+                    raise
                 self._event("error", "app_exception", exchange, traceback=application_traceback(error))
                 exchange.answer_plainly(500, "The application failed; its log says why.")
         except ClientGone:

@@ -74,6 +74,17 @@ SIGNALS: Mapping[int, str] = {
     signal.SIGCHLD: "reap",
 }
 
+#: What would end the master if it did nothing about it; somebody meant a worker, or nobody. (They stay what they are in
+#: the programs that an application starts, so they are handled and not ignored.)
+UNWANTED = (
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+    signal.SIGSTKFLT,
+)
+
 #: While something long is under way, systemd is asked for so much more time, and asked again at half of it. Seconds.
 _EXTENSION = 30.0
 #: An old worker that has been asked to leave notices within milliseconds; who does not, holds nobody up for longer than
@@ -153,7 +164,7 @@ class Master:
             PreforkdError: before anything was forked, when the first generation cannot be prepared.
         """
         set_child_subreaper()
-        self._wakeup = Wakeup(SIGNALS)
+        self._wakeup = Wakeup((*SIGNALS, *UNWANTED))
         # Whoever started us may have blocked some, and a mask is inherited.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         table = Table()
@@ -202,7 +213,7 @@ class Master:
     def _end(self) -> int:
         # From here on nobody acts on a signal; one that is late must not change our exit status, not even while the
         # interpreter ends, which puts the default actions back.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *UNWANTED))
         self._orphans.sweep()
         for listener in self._listeners.values():
             listener.release()
@@ -313,7 +324,8 @@ class Master:
     def _on_signal(self, signum: int) -> None:
         if signum == signal.SIGCHLD:
             return
-        self._events.info("signal", signal=signal.Signals(signum).name, effect=SIGNALS[signum])
+        effect = SIGNALS.get(signum, "none: it means nothing to the master")
+        self._events.info("signal", signal=signal.Signals(signum).name, effect=effect)
         match signum:
             case signal.SIGTERM:
                 self._wish(Phase.STOP)
@@ -394,6 +406,7 @@ class Master:
         if not self._reloads.due():
             return
         self._reloads.begin(now)
+        self._mend_control()
         self._notifier.reloading("reloading")
         if self._supervisor.goal.phase is Phase.DRAIN:
             self._supervisor.wish_phase(Phase.RUN)
@@ -404,6 +417,19 @@ class Master:
             self._reload_failed(f"cannot fork a process for the check: {error.strerror}")
         else:
             self._reloads.wake_at = self._kernel.checker.deadline
+
+    def _mend_control(self) -> None:
+        """Somebody removed the control socket's file: a reload (HUP needs none) brings it back."""
+        if self._control.intact():
+            return
+        try:
+            control = ControlServer.open(self._equipment.config.control)
+        except PreforkdError as error:
+            self._events.error("control_lost", error=str(error))
+            return
+        self._control.close(unlink=False)
+        self._control = control
+        self._events.warning("control_reopened", control=control.path)
 
     def _on_check(self, now: float) -> None:
         checker = self._kernel.checker

@@ -71,6 +71,11 @@ class WorkerContext(Protocol):
     def log(self) -> Log: ...
 
     @property
+    def interactive(self) -> bool:
+        """True where somebody sits at a terminal, whose Ctrl-C is meant: `preforkd run --single`."""
+        ...
+
+    @property
     def leaving(self) -> bool:
         """True once this worker takes no new work; set by a callback of `watch`, or by `request_finished`."""
         ...

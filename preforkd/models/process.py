@@ -110,12 +110,31 @@ class _Loop:
         self._reported_at = -math.inf
         self._left = False
         self._stopped = False
+        #: True in a child that the application forked.
+        self._disowned = False
+
+    def _disown(self) -> None:
+        """In a child that the application forked: nothing of the worker's is its business.
+
+        A child that returns, or that raises SystemExit as one does after a fork, would come back here, answer on the
+        client's connection and go on as a second worker. And while it lives, a connection that the worker closes would
+        stay open.
+        """
+        self._disowned = True
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        owned = [self._epoll.fileno(), *self._connections, *self._listeners]
+        if self._handover is not None:
+            owned += [end.fileno() for end in self._handover]
+        for descriptor in owned:
+            os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
 
     # -- the turn -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Turns until the worker leaves and holds nothing any more."""
         ctx = self._ctx
+        os.register_at_fork(after_in_child=self._disown)
         try:
             self._watch()
             self._listen()
@@ -267,6 +286,8 @@ class _Loop:
         except OSError as error:
             if error.errno in _SHORTAGE:
                 self._shortage(error)
+                if self._resume_at != math.inf:
+                    self._pass_on(listener, server, port)
             elif error.errno == errno.EINVAL:
                 self._pause()  # a reload dropped the address: nobody listens any more; a rollback may change that
             elif error.errno not in _CLIENTS:
@@ -279,6 +300,27 @@ class _Loop:
         else:
             peer = Peer(address[0], address[1], server, port)
         self._receive(self._connect(client_fd, peer, b""))
+
+    def _pass_on(self, listener: socket.socket, server: str, port: int) -> None:
+        """Only we were woken for the client that we cannot take (EPOLLEXCLUSIVE): a sibling gets it, or is woken by it.
+
+        The descriptor held in reserve makes room for the moment.
+        """
+        if self._handover is None or self._spare < 0:
+            return
+        os.close(self._spare)
+        self._spare = -1
+        try:
+            client_fd, address = listener._accept()  # type: ignore[attr-defined]  # not in typeshed
+        except OSError:
+            pass  # a sibling was faster, or somebody else took the descriptor
+        else:
+            os.set_blocking(client_fd, False)
+            unix = listener.family == socket.AF_UNIX
+            peer = Peer("", 0, server, port) if unix else Peer(address[0], address[1], server, port)
+            handover.give(self._handover[0], handover.Handed(client_fd, peer, b"", math.inf))
+            os.close(client_fd)
+        self._keep_spare()
 
     def _connect(self, fd: int, peer: Peer, data: bytes) -> Connection:
         timeouts = self._timeouts
@@ -369,6 +411,8 @@ class _Loop:
                 ctx.log.error("handler_unfinished", request=_printable(request.line))
                 exchange.abort()
         finally:
+            if self._disowned:
+                os._exit(0)
             if ctx.access is not None:
                 self._log_exchange(exchange, began, time.monotonic() - start)
             ctx.request_finished()

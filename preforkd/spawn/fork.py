@@ -29,6 +29,11 @@ HANDLED = (
     signal.SIGTTOU,
     signal.SIGCHLD,
     signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+    signal.SIGSTKFLT,
 )
 
 

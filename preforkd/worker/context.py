@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import random
 import signal
@@ -41,6 +42,7 @@ class Context:
         self.log: EventLog = estate.logs.events.bound(pool=estate.pool.name, worker=self.name, pid=os.getpid())
         self.handover = estate.handover
         self.leaving = False
+        self.interactive = False
         self._orphaned = False
         self._code = ExitCode.LEFT
         self._channel_open = True
@@ -62,8 +64,6 @@ class Context:
 
     def begin(self) -> None:
         """The first moment of service: signals, death of the master, the first IDLE."""
-        from preforkd.worker.main import enable_fault_report
-
         enable_fault_report(self._estate)
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         signal.signal(signal.SIGQUIT, lambda *_: os._exit(ExitCode.LEFT))
@@ -133,6 +133,8 @@ class Context:
             self.board.leaving()
         if self._request_timeout and not self._orphaned:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+                self._take_alarm_back()
         if self._titled:
             self._titled = False
             self._set_idle_title()
@@ -166,6 +168,17 @@ class Context:
         if not self.leaving:
             self.log.info("worker_recycle", limit=limit, value=value, requests=self.board.requests)
         self._leave(ExitCode.RECYCLED)
+
+    def _take_alarm_back(self) -> None:
+        """The application has used SIGALRM for itself, and the time limit of the next request would do nothing."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        faulthandler.unregister(signal.SIGALRM)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        report_overruns(self._estate)
+        self.log.warning(
+            "alarm_taken_back",
+            hint="the application handles SIGALRM; with timeouts.request set, that signal is preforkd's",
+        )
 
     def _measure(self, now: float) -> None:
         """Say how much memory this worker takes: the master may not look, and wants to know what one more would."""
@@ -214,6 +227,19 @@ class Context:
         """SIGUSR2 as PR_SET_PDEATHSIG: it comes also in the middle of a request, when the lifeline is not looked at."""
         if master_gone(self._estate.master_pid) and not self._orphaned:
             self._arm_last_alarm()
+
+
+def enable_fault_report(estate: Estate) -> None:
+    """Let a crash in C code and an overrun request leave a traceback in the log."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        faulthandler.enable(estate.logs.events.fileno())
+    report_overruns(estate)
+
+
+def report_overruns(estate: Estate) -> None:
+    """Have SIGALRM write the traceback of every thread, from C, before its default action ends the process."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        faulthandler.register(signal.SIGALRM, estate.logs.events.fileno(), all_threads=True, chain=True)
 
 
 def proportional_memory() -> int:

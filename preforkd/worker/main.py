@@ -7,7 +7,6 @@ Its channel to the master (the birth channel) says, in this order: `pid`, then `
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import random
 import select
@@ -155,11 +154,3 @@ def _await_release(estate: Estate, birth: Channel, context: Context) -> bool:
                 context.reopen(message, descriptors)
             if "serve" in message:
                 return True
-
-
-def enable_fault_report(estate: Estate) -> None:
-    """Let a crash in C code and an overrun request leave a traceback in the log."""
-    descriptor = estate.logs.events.fileno()
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        faulthandler.enable(descriptor)
-        faulthandler.register(signal.SIGALRM, descriptor, all_threads=True, chain=True)

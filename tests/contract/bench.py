@@ -69,6 +69,7 @@ class Context:
         self._reporter = reporter
         self._orders = orders
         self._recycled = False
+        self.interactive = False
         self._requests_left = worker.requests
 
     def watch(self) -> Mapping[int, Callable[[], None]]:

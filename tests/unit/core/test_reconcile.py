@@ -12,6 +12,7 @@ import pytest
 import preforkd.core
 from preforkd.core.reconcile import (
     BATCH,
+    BOOT_LADDER,
     FAST_LADDER,
     KILL_LADDER,
     ORDER_DEADLINE,
@@ -71,7 +72,9 @@ def worker(table: Table, slot: int = 0, generation: int = 1, hold: bool = False)
 # --- ladders as data -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ladder", [FAST_LADDER, KILL_LADDER, TEMPLATE_LADDER, STRANGER_LADDER, graceful_ladder(30.0)])
+@pytest.mark.parametrize(
+    "ladder", [BOOT_LADDER, FAST_LADDER, KILL_LADDER, TEMPLATE_LADDER, STRANGER_LADDER, graceful_ladder(30.0)]
+)
 def test_a_ladder_begins_at_once_gets_harsher_and_ends_with_kill(ladder: Sequence[tuple[float, int]]) -> None:
     moments = [after for after, _ in ladder]
     harshness = [(15, 3, 9).index(signum) for _, signum in ladder]
@@ -352,3 +355,19 @@ def test_the_heart_is_pure() -> None:
             for name in names:
                 core = name in ("preforkd.model", "preforkd.errors") or name.startswith("preforkd.core")
                 assert core or name in allowed, f"{path.name} imports {name}"
+
+
+def test_a_worker_that_serves_before_it_is_known_is_let_finish() -> None:
+    """Asked to leave while it was only ordered, it may have a request by the time its birth is heard of."""
+    table = Table()
+    template(table)
+    (entered,) = table.ordered(Order("web", 1, (0,), False, ""), NOW)
+    drain = replace(GOAL, phase=Phase.DRAIN)
+    (retire,) = (action for action in ask(drain, table) if isinstance(action, Retire))
+    assert retire.ladder == BOOT_LADDER
+    table.retired(retire, NOW)
+    table.born(entered.id, 500, NOW)
+    table.ready(entered.id, NOW)
+    actions = ask(drain, table)
+    assert [action.ladder for action in actions if isinstance(action, Retire)] == [graceful_ladder(5.0)]
+    assert not any(isinstance(action, Signal) for action in actions)

@@ -115,11 +115,11 @@ class Scoreboard:
         """Number of idle workers; a copy and a count of one byte a slot, cheap enough for every request."""
         return self._states.tobytes().count(_IDLE_BYTE)
 
-    def share(self) -> int:
-        """How many connections each serving worker would hold if all held the same, rounded up."""
+    def share(self) -> float:
+        """How many connections each serving worker would hold if all held the same."""
         states = self._states.tobytes()
         serving = states.count(_IDLE_BYTE) + states.count(_BUSY_BYTE)
-        return -(-sum(self._rows[_CONNECTIONS::_ROW_WORDS]) // max(1, serving))
+        return sum(self._rows[_CONNECTIONS::_ROW_WORDS]) / max(1, serving)
 
     def memory(self) -> int:
         """What the largest worker has last said that it takes, bytes; 0 if none has."""

@@ -59,7 +59,7 @@ class _Alone:
     def keeps_waiting(self, ready: int) -> None:
         pass
 
-    def surplus(self, connections: int) -> int:
+    def surplus(self, connections: int, slow: bool = False) -> int:
         return 0
 
     def request_started(self, request_line: bytes, client: str) -> None:

@@ -100,7 +100,7 @@ class WorkerContext(Protocol):
         """Tells how many connections have something to read and wait for what the worker does first."""
         ...
 
-    def surplus(self, connections: int) -> int:
+    def surplus(self, connections: int, slow: bool = False) -> int:
         """How many of so many connections siblings should have: idle ones are there, and this worker has its share."""
         ...
 

@@ -51,6 +51,10 @@ _PAUSE = 1.0
 #: A shortage is reported once in so many seconds.
 _REPORT_EVERY = 10.0
 
+#: A request that takes so long makes the connections beside it wait (seconds). Far less, and workers that answer in
+#: microseconds would keep counting each other's connections.
+_SLOW = 0.002
+
 _EXCLUSIVE = select.EPOLLIN | select.EPOLLEXCLUSIVE
 #: Failures of a connection that was in the queue, not of the listener: accept(2), "Error handling".
 _CLIENTS = frozenset(
@@ -419,6 +423,8 @@ class _Loop:
         connection.fresh = False
         if exchange.keep_alive:
             self._next(connection)
+            if time.monotonic() - start > _SLOW and len(self._connections) > 1:
+                self._share_parked()
         elif exchange.aborted:
             if exchange.close_delimited:
                 connection.reset_on_close()
@@ -538,6 +544,13 @@ class _Loop:
                 if connection is not None and (connection in self._idle or connection in self._heads):
                     self._hand_over(connection)
         self._ctx.keeps_waiting(len(readable))
+
+    def _share_parked(self) -> None:
+        """A request that took its time has kept our other connections from being served, and the next one will: what is
+        above our share of them goes to idle siblings before it has something to say."""
+        if self._handover is not None and not self._ctx.leaving:
+            for connection in self._idle.waiters()[: self._ctx.surplus(len(self._connections), slow=True)]:
+                self._hand_over(connection)
 
     def _adopt(self) -> None:
         """Takes one connection that a sibling handed over, as if it had been parked here."""

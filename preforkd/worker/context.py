@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import math
 import os
 import random
 import signal
@@ -97,15 +98,18 @@ class Context:
         """How many connections have something to read and wait for what the worker does first."""
         self.board.waiting(ready)
 
-    def surplus(self, connections: int) -> int:
+    def surplus(self, connections: int, slow: bool = False) -> int:
         """How many of so many connections siblings should have: those above this worker's share, one an idle sibling.
 
-        Without it the kernel wakes the same worker again and again: one of four served all of 32 kept connections.
+        Without it the kernel wakes the same worker again and again: one of four served all of 32 kept connections. The
+        share is rounded up, so that connections do not wander for nothing; not where requests are ``slow``, and
+        wandering costs less than waiting.
         """
         idle = self._scoreboard.idle() - 1  # we are between two requests
         if idle <= 0 or self.leaving:
             return 0
-        return max(0, min(idle, connections - self._scoreboard.share()))
+        share = self._scoreboard.share()
+        return max(0, min(idle, connections - max(1, math.floor(share) if slow else math.ceil(share))))
 
     def request_started(self, request_line: bytes, client: str) -> None:
         """A complete request begins; arms its time limit and tells the master when spare workers run short."""

@@ -95,7 +95,7 @@ class Context:
     def keeps_waiting(self, ready: int) -> None:
         pass
 
-    def surplus(self, connections: int) -> int:
+    def surplus(self, connections: int, slow: bool = False) -> int:
         return 0
 
     def request_finished(self) -> None:

@@ -281,31 +281,35 @@ class _Loop:
             self._epoll.unregister(self._handover[1].fileno())
 
     def _accept(self, fd: int) -> None:
-        listener, server, port = self._listeners[fd]
         try:
-            # The method below socket.accept: the descriptor without a socket object around it.
-            client_fd, address = listener._accept()  # type: ignore[attr-defined]  # not in typeshed
+            client_fd, peer = self._take(fd)
         except BlockingIOError:
             return  # a sibling was faster
         except OSError as error:
             if error.errno in _SHORTAGE:
                 self._shortage(error)
                 if self._resume_at != math.inf:
-                    self._pass_on(listener, server, port)
+                    self._pass_on(fd)
             elif error.errno == errno.EINVAL:
                 self._pause()  # a reload dropped the address: nobody listens any more; a rollback may change that
             elif error.errno not in _CLIENTS:
-                self._ctx.log.error("accept_failed", address=listener.getsockname(), error=str(error))
+                address = self._listeners[fd][0].getsockname()
+                self._ctx.log.error("accept_failed", address=address, error=str(error))
                 self._pause()  # and try again later
             return
-        os.set_blocking(client_fd, False)
-        if listener.family == socket.AF_UNIX:
-            peer = Peer("", 0, server, port)
-        else:
-            peer = Peer(address[0], address[1], server, port)
         self._receive(self._connect(client_fd, peer, b""))
 
-    def _pass_on(self, listener: socket.socket, server: str, port: int) -> None:
+    def _take(self, fd: int) -> tuple[int, Peer]:
+        """The next client of a listener. Raises OSError as accept(2) does."""
+        listener, server, port = self._listeners[fd]
+        # The method below socket.accept: the descriptor without a socket object around it.
+        client_fd, address = listener._accept()  # type: ignore[attr-defined]  # not in typeshed
+        os.set_blocking(client_fd, False)
+        if listener.family == socket.AF_UNIX:
+            return client_fd, Peer("", 0, server, port)
+        return client_fd, Peer(address[0], address[1], server, port)
+
+    def _pass_on(self, fd: int) -> None:
         """Only we were woken for the client that we cannot take (EPOLLEXCLUSIVE): a sibling gets it, or is woken by it.
 
         The descriptor held in reserve makes room for the moment.
@@ -315,13 +319,10 @@ class _Loop:
         os.close(self._spare)
         self._spare = -1
         try:
-            client_fd, address = listener._accept()  # type: ignore[attr-defined]  # not in typeshed
+            client_fd, peer = self._take(fd)
         except OSError:
             pass  # a sibling was faster, or somebody else took the descriptor
         else:
-            os.set_blocking(client_fd, False)
-            unix = listener.family == socket.AF_UNIX
-            peer = Peer("", 0, server, port) if unix else Peer(address[0], address[1], server, port)
             handover.give(self._handover[0], handover.Handed(client_fd, peer, b"", math.inf))
             os.close(client_fd)
         self._keep_spare()

@@ -175,7 +175,6 @@ class Context:
 
     def _take_alarm_back(self) -> None:
         """The application has used SIGALRM for itself, and the time limit of the next request would do nothing."""
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.unregister(signal.SIGALRM)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         report_overruns(self._estate)

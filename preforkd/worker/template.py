@@ -19,6 +19,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -232,8 +233,6 @@ class _Nursery:
 
 
 def _say(descriptor: int, message: Message) -> None:
-    import socket
-
     channel = Channel(socket.socket(fileno=os.dup(descriptor)))
     try:
         with contextlib.suppress(ChannelClosed):
@@ -270,8 +269,6 @@ class _Stem:
         return ExitCode.LEFT
 
     def _fork_all(self, message: Message, descriptors: list[int]) -> None:
-        import socket
-
         births = [
             (item, Channel(socket.socket(fileno=fd))) for item, fd in zip(message["order"], descriptors, strict=True)
         ]

@@ -6,15 +6,12 @@ import contextlib
 import os
 import random
 import resource
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import sysconfig
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import pytest
 from tests.support.child import needs_root
 from tests.support.counting_client import Failure
 from tests.system.daemon import ROOT, Daemon, free_port
+from tests.system.shell import python_for_nobody
 from tests.system.traffic import Traffic, ask, number_of, settled, wait_titled
 
 
@@ -489,34 +487,11 @@ def test_a_crash_loop_of_templates_is_slow_and_ends_by_itself(fixed: Daemon) -> 
     fixed.wait_for_status(lambda s: "failures" not in s["pools"]["web"])
 
 
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that any user can reach; pytest's own are root's alone."""
-    folder = Path(tempfile.mkdtemp(prefix="preforkd-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def python_for(user: int) -> str:
-    """A Python like this one that another user can run, with what preforkd needs; root's home may be closed to them."""
-    path = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
-    for python in (sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"):
-        try:
-            done = subprocess.run(
-                [python, "-c", "import preforkd.cli, preforkd.cli.boot, preforkd.models.process, httptools"],
-                env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
-                cwd="/",
-                capture_output=True,
-                user=user,
-                group=user,
-                extra_groups=[],
-            )
-        except OSError:
-            continue
-        if done.returncode == 0:
-            return python
-    pytest.skip("no Python of this machine that has preforkd's needs can be run by another user")
+def python_for_others() -> str:
+    """A Python that another user can run; root's home may be closed to them."""
+    return python_for_nobody() or pytest.skip(
+        "no Python of this machine that has preforkd's needs can be run by another user"
+    )
 
 
 @needs_root
@@ -524,7 +499,7 @@ def python_for(user: int) -> str:
 def test_no_process_to_be_had(new_daemon: Callable[..., Daemon], open_folder: Path) -> None:
     """fork says EAGAIN: the service goes on with what it has, says so, does not spin, and heals."""
     user = 50_000 + os.getpid() % 10_000  # nobody's: the limit counts all processes of a user
-    python = python_for(user)
+    python = python_for_others()
     daemon = new_daemon(open_folder / "d")
     for path in (daemon.folder, daemon.app_folder, daemon.gates):
         os.chown(path, user, user)
@@ -568,7 +543,7 @@ def test_no_process_to_be_had(new_daemon: Callable[..., Daemon], open_folder: Pa
 @pytest.mark.may_skip("where Python or this tree is in a directory that is root's alone")
 def test_a_start_without_a_process_to_be_had(new_daemon: Callable[..., Daemon], open_folder: Path) -> None:
     user = 40_000 + os.getpid() % 10_000
-    python = python_for(user)
+    python = python_for_others()
     daemon = new_daemon(open_folder / "d")
     daemon.environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
     daemon.expect_exit = 1

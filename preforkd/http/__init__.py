@@ -14,7 +14,7 @@ from __future__ import annotations
 from preforkd.http.events import END, Data, End, Event, Refusal, Request
 from preforkd.http.exchange import AccessRecord, BodyError, ClientGone, Exchange, Peer, Transport
 from preforkd.http.limits import RequestLimits
-from preforkd.http.parser import RequestParser
+from preforkd.http.parser import Memory, RequestParser
 from preforkd.http.response import BadResponse, CheckedHead, Framing, http_date, phrase, plain_page, refusal_bytes
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Event",
     "Exchange",
     "Framing",
+    "Memory",
     "Peer",
     "Refusal",
     "Request",

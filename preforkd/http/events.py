@@ -5,7 +5,7 @@ A message is one `Request`, any number of `Data`, one `End`; or, at any of these
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, final
 
 
@@ -18,6 +18,10 @@ class Request:
     for ``OPTIONS *``; ``query`` what follows the first ``?``. ``host`` is the authority that the request is for: the
     target's own in absolute form, else the Host field's (RFC 9112, 3.2.2), empty if HTTP/1.0 sent none. ``length`` is
     the body's length in bytes, None when it comes in chunks. ``headers`` are as sent, in order.
+
+    Clients repeat themselves, and a parser may give the same object again for the same bytes: nobody changes it, but
+    for what a handler keeps here for the next time. ``prepared`` is about this head, ``shared`` is common to all heads
+    with the same fields.
     """
 
     line: bytes
@@ -31,6 +35,8 @@ class Request:
     length: int | None
     keep_alive: bool
     expects_continue: bool
+    shared: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
+    prepared: object = field(default=None, compare=False, repr=False)
 
     @property
     def protocol(self) -> str:

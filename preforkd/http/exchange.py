@@ -68,27 +68,30 @@ class Exchange:
     Not thread-safe; used by the one thread that serves the request.
     """
 
-    __slots__ = (
-        "_broken",
-        "_continue",
-        "_framing",
-        "_leaving",
-        "_left",
-        "_parser",
-        "_transport",
-        "aborted",
-        "body_ended",
-        "committed",
-        "complaint",
-        "finished",
-        "head",
-        "keep_alive",
-        "peer",
-        "received",
-        "request",
-        "sent",
-        "user",
-    )
+    # What most requests never change is a default of the class: an exchange is made for each, and a store takes longer
+    # than the look that finds nothing.
+
+    #: Bytes of content received and sent, without framing.
+    received = 0
+    sent = 0
+    #: The answer's head, once `start` accepted it.
+    head: CheckedHead | None = None
+    #: Who the application says the client is (REMOTE_USER), for the access log.
+    user: str | None = None
+    #: What was wrong with the answer's body, a sentence for the log; empty if nothing was.
+    complaint = ""
+    #: After the answer: the connection can carry another request.
+    keep_alive = False
+    #: The head is on its way; nothing else can be answered any more.
+    committed = False
+    finished = False
+    #: The answer is cut short; the connection must end in a way that the client notices.
+    aborted = False
+    #: The request is received to its last byte.
+    body_ended = False
+    _framing = Framing.NONE
+    _left = 0
+    _broken: BodyError | None = None
 
     def __init__(
         self,
@@ -102,31 +105,13 @@ class Exchange:
         request has already arrived behind this one: that one is answered too)."""
         self.request = request
         self.peer = peer
-        #: Bytes of content received and sent, without framing.
-        self.received = 0
-        self.sent = 0
-        #: The answer's head, once `start` accepted it.
-        self.head: CheckedHead | None = None
-        #: Who the application says the client is (REMOTE_USER), for the access log.
-        self.user: str | None = None
-        #: What was wrong with the answer's body, a sentence for the log; empty if nothing was.
-        self.complaint = ""
-        #: After the answer: the connection can carry another request.
-        self.keep_alive = False
-        #: The head is on its way; nothing else can be answered any more.
-        self.committed = False
-        self.finished = False
-        #: The answer is cut short; the connection must end in a way that the client notices.
-        self.aborted = False
-        #: The request is received to its last byte.
-        self.body_ended = False
         self._leaving = leaving
         self._parser = parser
         self._transport = transport
-        self._framing = Framing.NONE
-        self._left = 0
         self._continue = request.expects_continue
-        self._broken: BodyError | None = None
+        if request.length == 0:
+            parser.next_event()
+            self.body_ended = True
 
     @property
     def status(self) -> int:
@@ -225,8 +210,7 @@ class Exchange:
         assert head is not None and not self.committed
         request = self.request
         length = head.length if head.length is not None else total
-        if self.bodiless:
-            self._framing = Framing.NONE
+        if request.method == "HEAD" or head.bodiless:
             if head.length is None and not (total and not head.bodiless):
                 # What a GET would have had is not known here.
                 length = None
@@ -259,25 +243,32 @@ class Exchange:
         Raises:
             ClientGone: It cannot be sent.
         """
-        if not block:
+        size = len(block)
+        if not size:
             return
         pieces = [] if self.committed else [self._commit(total)]
-        if self._framing is Framing.CHUNKED:
-            pieces += (b"%x\r\n" % len(block), block, b"\r\n")
-            self.sent += len(block)
-        elif self._framing is Framing.CLOSE:
-            pieces.append(block)
-            self.sent += len(block)
-        elif self._framing is Framing.LENGTH:
-            if len(block) > self._left:
-                self.complaint = f"the body is longer than its Content-Length of {self.sent + self._left}: cut there"
-                block = block[: self._left]
-            self._left -= len(block)
-            if block:
+        framing = self._framing
+        if framing is Framing.LENGTH:
+            left = self._left
+            if size > left:
+                self.complaint = f"the body is longer than its Content-Length of {self.sent + left}: cut there"
+                block = block[:left]
+                size = left
+            self._left = left - size
+            if size:
                 pieces.append(block)
-                self.sent += len(block)
+                self.sent += size
+        elif framing is Framing.CHUNKED:
+            pieces += (b"%x\r\n" % size, block, b"\r\n")
+            self.sent += size
+        elif framing is Framing.CLOSE:
+            pieces.append(block)
+            self.sent += size
         if pieces:
-            self._send(pieces)
+            try:
+                self._transport.send(pieces)
+            except OSError as error:
+                raise self._gone(error) from error
 
     def send_file(self, descriptor: int, offset: int, count: int) -> None:
         """Sends ``count`` bytes of a regular file, as many as the declared length allows, without copying them.

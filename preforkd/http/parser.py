@@ -6,11 +6,16 @@ connection ends. Each rule names its section.
 
 The events are a function of the bytes alone, never of how they were cut: a check that can be made before the head is
 complete looks only at a prefix, and is made in the same order when all arrives at once.
+
+Clients repeat themselves (HPACK, RFC 7541, lives on it): a browser sends the same fields with every request, a monitor
+or a proxy the same head for ever. What was read once and found good is therefore remembered (`Memory`), by its exact
+bytes.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 
 from preforkd.http._llhttp import BadHead, UnknownMethod, split_fields
 from preforkd.http.chunked import ChunkedBody
@@ -28,6 +33,52 @@ _DIGITS = re.compile(rb"[0-9]+")
 
 _HEAD, _LENGTH, _CHUNKED, _FAILED = range(4)
 
+#: How many heads, and blocks of fields, are remembered, and how long they may be: at most a megabyte in all.
+_REMEMBERED = 128
+_REMEMBERED_LENGTH = 2048
+
+
+@dataclass(slots=True)
+class _Fields:
+    """What the fields of a head say together, as far as it does not depend on the request line."""
+
+    headers: list[tuple[bytes, bytes]]
+    host: bytes | None
+    length: int | None
+    keep_alive: bool
+    expectation: bool
+    shared: dict[str, object] = field(default_factory=dict)
+
+
+class Memory:
+    """Heads, and blocks of fields, that were good, by their exact bytes; for parsers that have the same limits.
+
+    Only bytes that went through every check get in, and equal bytes mean equal things, so that who is served from here
+    is served as if it were not there. It is emptied when it is full: what comes again comes back soon.
+    """
+
+    __slots__ = ("blocks", "heads", "methods")
+
+    def __init__(self) -> None:
+        #: A complete head without a body -> its request.
+        self.heads: dict[bytes, Request] = {}
+        #: The field lines of an HTTP/1.1 head, with the line end of the last -> what they say.
+        self.blocks: dict[bytes, _Fields] = {}
+        #: Methods that llhttp knows; it knows few.
+        self.methods: set[bytes] = set()
+
+    def remember_head(self, head: bytes, request: Request) -> None:
+        """Keeps a request without a body."""
+        if len(self.heads) >= _REMEMBERED:
+            self.heads.clear()
+        self.heads[head] = request
+
+    def remember_block(self, block: bytes, fields: _Fields) -> None:
+        """Keeps the fields of a good HTTP/1.1 head."""
+        if len(self.blocks) >= _REMEMBERED:
+            self.blocks.clear()
+        self.blocks[block] = fields
+
 
 class RequestParser:
     """The requests of one connection: `feed` bytes, ask for the `next_event` until it is None.
@@ -36,10 +87,12 @@ class RequestParser:
     stays in `unread` and can be handed to another process. After a `Refusal` nothing is interpreted any more.
     """
 
-    __slots__ = ("_blank_seen", "_chunks", "_data", "_left", "_limits", "_line", "_state")
+    __slots__ = ("_blank_seen", "_chunks", "_data", "_left", "_limits", "_line", "_memory", "_state")
 
-    def __init__(self, limits: RequestLimits, data: bytes = b"") -> None:
+    def __init__(self, limits: RequestLimits, data: bytes = b"", memory: Memory | None = None) -> None:
+        """``memory`` is shared by the parsers of a process that have the same limits."""
         self._limits = limits
+        self._memory = memory or Memory()
         self._data = data
         self._state = _HEAD
         #: The request line, once it is checked and the rest of the head is still on its way.
@@ -78,7 +131,14 @@ class RequestParser:
     def next_event(self) -> Event | None:
         """The next event, or None when more bytes are needed (or after a refusal)."""
         if self._state == _HEAD:
-            return self._next_head()
+            request = self._memory.heads.get(self._data)
+            if request is None:
+                return self._next_head()
+            self._data = b""
+            self._line = None
+            self._blank_seen = False
+            self._state = _LENGTH
+            return request
         if self._state == _LENGTH:
             return self._next_of_length()
         if self._state == _CHUNKED:
@@ -153,35 +213,50 @@ class RequestParser:
         line = match[0]
         start = match.end() + 2
         end = data.find(b"\r\n\r\n", start - 2, start + limits.header)
-        window = data[start : end + 2] if end >= 0 else data[start : start + limits.header]
-        lines = window.count(b"\r\n")
-        # RFC 9112, 2.2: a bare LF or CR is not a line end. The last byte of an incomplete window is not judged yet.
-        if window.count(b"\n") != lines or window.count(b"\r") - window.endswith(b"\r") != lines:
-            return self._refuse(400, "a header line does not end in CRLF", line)
-        if end < 0:
-            if len(window) >= limits.header:
-                return self._refuse(431, f"the header is longer than {limits.header} bytes", line)
-            return None
-        if lines > limits.fields:
-            return self._refuse(431, f"the header has more than {limits.fields} fields", line)
+        known: _Fields | None = None
+        if end >= 0:
+            window = data[start : end + 2]
+            # What llhttp would find in a request line that our own expression took: a method that it knows or not, and
+            # a target that begins with a slash, to which it has no objection.
+            if match[3] == b"1.1" and match[1] in self._memory.methods and match[2].startswith(b"/"):
+                known = self._memory.blocks.get(window)
+        else:
+            window = data[start : start + limits.header]
+        if known is None:
+            lines = window.count(b"\r\n")
+            # RFC 9112, 2.2: a bare LF or CR is not a line end. The last byte of an incomplete window is not judged yet.
+            if window.count(b"\n") != lines or window.count(b"\r") - window.endswith(b"\r") != lines:
+                return self._refuse(400, "a header line does not end in CRLF", line)
+            if end < 0:
+                if len(window) >= limits.header:
+                    return self._refuse(431, f"the header is longer than {limits.header} bytes", line)
+                return None
+            if lines > limits.fields:
+                return self._refuse(431, f"the header has more than {limits.fields} fields", line)
+            try:
+                fields = split_fields(data[: end + 4])
+            except UnknownMethod:
+                return self._refuse(501, "the method is not known here", line)
+            except BadHead as error:
+                # llhttp refuses some transfer codings itself, without telling "malformed" from "not implemented".
+                return self._refuse(*(_bad_coding(error.fields) or (400, f"the header is malformed: {error}")), line)
+            if len(fields) != lines:
+                # A line that is not a field of its own: a folded one, or something that llhttp reads in another way
+                # than we.
+                return self._refuse(400, "a header line is not a field", line)
+            judged = _judge_fields(fields, match[3] == b"1.1", limits)
+            if isinstance(judged, tuple):
+                return self._refuse(*judged, line)
+            if match[3] == b"1.1":
+                self._memory.methods.add(match[1])
+                if len(window) <= _REMEMBERED_LENGTH:
+                    self._memory.remember_block(window, judged)
+            known = judged
+        outcome = _judge_line(match, known)
+        if isinstance(outcome, tuple):
+            return self._refuse(*outcome, line)
         self._line = None
         self._blank_seen = False
-        try:
-            fields = split_fields(data[: end + 4])
-        except UnknownMethod:
-            return self._refuse(501, "the method is not known here", line)
-        except BadHead as error:
-            # llhttp refuses some transfer codings itself, without telling "malformed" from "not implemented".
-            return self._refuse(*(_bad_coding(error.fields) or (400, f"the header is malformed: {error}")), line)
-        if len(fields) != lines:
-            # A line that is not a field of its own: a folded one, or something that llhttp reads in another way than
-            # we.
-            return self._refuse(400, "a header line is not a field", line)
-        outcome = _judge(match, fields, limits)
-        if isinstance(outcome, Refusal):
-            self._state = _FAILED
-            self._data = b""
-            return outcome
         self._data = data[end + 4 :]
         if outcome.length is None:
             self._state = _CHUNKED
@@ -191,6 +266,8 @@ class RequestParser:
         else:
             self._state = _LENGTH
             self._left = outcome.length
+            if not outcome.length and end <= _REMEMBERED_LENGTH:
+                self._memory.remember_head(data[: end + 4], outcome)
         return outcome
 
     def _refuse(self, status: int, reason: str, line: bytes = b"") -> Refusal:
@@ -205,10 +282,8 @@ def _not_http(data: bytes) -> str:
     return "a request line must begin with a method"
 
 
-def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: RequestLimits) -> Request | Refusal:
-    """Everything about a well-formed head that llhttp leaves open: one pass over the fields, then the target."""
-    line = match[0]
-    http11 = match[3] == b"1.1"
+def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: RequestLimits) -> _Fields | tuple[int, str]:
+    """Everything about well-formed fields that llhttp leaves open, in one pass; a refusal is a status and a reason."""
     host: bytes | None = None
     length: int | None = 0
     length_seen = False
@@ -232,23 +307,23 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
         elif lower == b"host":
             # RFC 9112, 3.2: exactly one, and well formed.
             if host is not None:
-                return Refusal(400, "there is more than one Host field", line)
+                return 400, "there is more than one Host field"
             if not _HOST.fullmatch(value):
-                return Refusal(400, "the Host field is malformed", line)
+                return 400, "the Host field is malformed"
             host = value
         elif lower == b"content-length":
             # RFC 9112, 6.3, 5: a list of equal values might be mended; nobody honest sends one, so it is refused.
             if length_seen:
-                return Refusal(400, "there is more than one Content-Length", line)
+                return 400, "there is more than one Content-Length"
             if not _DIGITS.fullmatch(value):
-                return Refusal(400, "the Content-Length is malformed", line)
+                return 400, "the Content-Length is malformed"
             length_seen = True
             if len(value) > 18 or int(value) > limits.body:
-                return Refusal(413, f"the body is longer than the {limits.body} bytes that are allowed", line)
+                return 413, f"the body is longer than the {limits.body} bytes that are allowed"
             length = int(value)
         elif lower == b"transfer-encoding":
             if coding is not None:
-                return Refusal(400, "there is more than one Transfer-Encoding", line)
+                return 400, "there is more than one Transfer-Encoding"
             coding = value
         elif lower == b"connection":
             # RFC 9110, 7.6.1: a list of options; `close` wins over everything (RFC 9112, 9.3).
@@ -258,60 +333,67 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
         else:
             expectation = expectation + b"," + value if expectation else value
     if http11 and host is None:
-        return Refusal(400, "HTTP/1.1 requires a Host field", line)
+        return 400, "HTTP/1.1 requires a Host field"
     if coding is not None:
         problem = _bad_coding([(b"transfer-encoding", coding)])
         if problem is not None:
-            return Refusal(*problem, line)
+            return problem
         if length_seen:
-            return Refusal(400, "Content-Length and Transfer-Encoding exclude each other", line)  # RFC 9112, 6.3, 3
+            return 400, "Content-Length and Transfer-Encoding exclude each other"  # RFC 9112, 6.3, 3
         if not http11:
-            return Refusal(400, "HTTP/1.0 knows no Transfer-Encoding", line)  # RFC 9112, 6.1
+            return 400, "HTTP/1.0 knows no Transfer-Encoding"  # RFC 9112, 6.1
         length = None
     if underscored:
         names = {name.lower() for name, _ in fields if b"_" not in name}
         # In an environ `X-A` and `X_A` are one key, so that one could pass for the other.
         if any(b"_" in name and name.lower().replace(b"_", b"-") in names for name, _ in fields):
-            return Refusal(400, "two fields differ only in '-' and '_'", line)
+            return 400, "two fields differ only in '-' and '_'"
     if expectation and http11 and expectation.lower() != b"100-continue":
-        return Refusal(417, "the only expectation met here is 100-continue", line)  # RFC 9110, 10.1.1
+        return 417, "the only expectation met here is 100-continue"  # RFC 9110, 10.1.1
+    return _Fields(fields, host, length, persist and not close, bool(expectation))
+
+
+def _judge_line(match: re.Match[bytes], fields: _Fields) -> Request | tuple[int, str]:
+    """The target, and what it means together with the fields; a refusal is a status and a reason."""
     method = match[1].decode("ascii")
     target = match[2].decode("ascii")
-    authority = host or b""
+    authority = fields.host or b""
     if method == "CONNECT":
-        return Refusal(501, "this server is no proxy", line)
+        return 501, "this server is no proxy"
     if target[0] == "/":
         rest = target
     elif target == "*":
         if method != "OPTIONS":
-            return Refusal(400, "the target * is for OPTIONS only", line)  # RFC 9112, 3.2.4
+            return 400, "the target * is for OPTIONS only"  # RFC 9112, 3.2.4
         rest = ""
     else:
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None:
-            return Refusal(400, "the request target is malformed", line)
+            return 400, "the request target is malformed"
         # RFC 9112, 3.2.2: the target's authority replaces whatever Host says.
         authority = absolute[1].encode("ascii")
         if not _HOST.fullmatch(authority) or authority.startswith(b":"):
-            return Refusal(400, "the authority of the request target is malformed", line)
+            return 400, "the authority of the request target is malformed"
         rest = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
     if "#" in rest:
-        return Refusal(400, "a request target has no fragment", line)
+        return 400, "a request target has no fragment"
     path, _, query = rest.partition("?")
     if "%" in path and _BAD_ESCAPE.search(path):
-        return Refusal(400, "the path has a malformed percent escape", line)
+        return 400, "the path has a malformed percent escape"
+    http11 = match[3] == b"1.1"
     return Request(
-        line=line,
-        method=method,
-        target=target,
-        path=path,
-        query=query,
-        http11=http11,
-        headers=fields,
-        host=authority,
-        length=length,
-        keep_alive=persist and not close,
-        expects_continue=bool(expectation) and http11 and length != 0,
+        match[0],
+        method,
+        target,
+        path,
+        query,
+        http11,
+        fields.headers,
+        authority,
+        fields.length,
+        fields.keep_alive,
+        fields.expectation and http11 and fields.length != 0,
+        fields.shared,
     )
 
 

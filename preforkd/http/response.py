@@ -34,7 +34,6 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     )
 )
-_SEEN = frozenset(("content-length", "date", "server"))
 
 
 class BadResponse(Exception):
@@ -50,29 +49,59 @@ class Framing(Enum):
     CLOSE = auto()  # HTTP/1.0 without a length
 
 
-#: Names of fields that may be sent -> in lower case. Applications send few; made-up ones must not fill the memory.
-_names: dict[str, str] = {}
-_NAMES_MAX = 1000
+#: What `CheckedHead` needs of a field beside its line: nothing, its number, or that it is there.
+_PLAIN, _CONTENT_LENGTH, _DATE, _SERVER_NAME = range(4)
+_KINDS = {"content-length": _CONTENT_LENGTH, "date": _DATE, "server": _SERVER_NAME}
+
+#: Fields that passed the check -> their kind and their line (of a Content-Length: the number). Applications repeat
+#: themselves: most answers have fields that an earlier one had. Forgotten all at once, so that what never comes again
+#: does not fill the memory.
+_known: dict[tuple[str, str], tuple[int, bytes]] = {}
+_KNOWN_MAX = 512
+_KNOWN_LENGTH = 256
 
 
-def _checked_name(name: str) -> str:
+def _check(field: tuple[str, str]) -> tuple[int, bytes]:
+    """The kind and the line of a field. Raises `BadResponse` if it must not be sent."""
+    try:
+        name, value = field
+    except (TypeError, ValueError):
+        raise BadResponse(f"a header field must be a tuple (name, value), not {field!r}") from None
+    if type(name) is not str or type(value) is not str:
+        raise BadResponse(f"name and value of a header field must be strings, not {field!r}")
     if not _NAME.fullmatch(name):
         raise BadResponse(f"{name!r} is not the name of a header field")
     lower = name.lower()
     if lower in _HOP_BY_HOP:
         raise BadResponse(f"the header field {name} belongs to the server, not to the application (PEP 3333)")
-    if len(_names) < _NAMES_MAX:
-        _names[name] = lower
-    return lower
+    if not _VALUE.fullmatch(value):
+        raise BadResponse(
+            f"the value of the header field {name} may not contain line ends, control characters "
+            f"or characters outside latin-1: {value!r}"
+        )
+    kind = _KINDS.get(lower, _PLAIN)
+    if kind == _CONTENT_LENGTH:
+        value = value.strip()
+        if not _LENGTH.fullmatch(value):
+            raise BadResponse(f"the Content-Length must be one number, not {value!r}")
+        line = value.encode("ascii")
+    else:
+        line = f"{name}: {value}\r\n".encode("latin-1")
+    if len(line) <= _KNOWN_LENGTH and type(field) is tuple:
+        if len(_known) >= _KNOWN_MAX:
+            _known.clear()
+        _known[field] = kind, line
+    return kind, line
 
 
 class CheckedHead:
     """A status and header that may be sent as they are.
 
-    ``code`` is the status as a number, ``length`` the declared Content-Length or None. Immutable by convention.
+    ``code`` is the status as a number, ``length`` the declared Content-Length or None, ``lines`` the fields as they go
+    out (without a Content-Length). Immutable by convention.
     """
 
-    __slots__ = ("code", "dated", "headers", "length", "server_named", "status")
+    __slots__ = ("_fields", "code", "dated", "length", "lines", "server_named", "status")
 
     def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
         """Checks what an application handed to start_response.
@@ -84,42 +113,55 @@ class CheckedHead:
             raise BadResponse(f"the status must be a string like '200 OK', not {status!r}")
         self.status = status if len(status) > 3 else status + " "
         self.code = int(status[:3])
-        self.headers: list[tuple[str, str]] = []
         self.length: int | None = None
         self.dated = False
         self.server_named = False
-        for field in headers:
+        self.lines: list[bytes] = []
+        # A copy: the application may go on with its list.
+        self._fields = [*headers]
+        for field in self._fields:
             try:
-                name, value = field
-            except (TypeError, ValueError):
-                raise BadResponse(f"a header field must be a tuple (name, value), not {field!r}") from None
-            if type(name) is not str or type(value) is not str:
-                raise BadResponse(f"name and value of a header field must be strings, not {field!r}")
-            lower = _names.get(name)
-            if lower is None:
-                lower = _checked_name(name)
-            if not _VALUE.fullmatch(value):
-                raise BadResponse(
-                    f"the value of the header field {name} may not contain line ends, control characters "
-                    f"or characters outside latin-1: {value!r}"
-                )
-            if lower in _SEEN:
-                if lower == "content-length":
-                    value = value.strip()
-                    if self.length is not None or not _LENGTH.fullmatch(value):
-                        raise BadResponse(f"the Content-Length must be one number, not {value!r}")
-                    self.length = int(value)
+                kind, line = _known[field]
+            except (KeyError, TypeError):
+                kind, line = _check(field)
+            if kind:
+                if kind == _CONTENT_LENGTH:
+                    if self.length is not None:
+                        raise BadResponse(f"the Content-Length must be one number, not {field[1]!r} as well")
+                    self.length = int(line)
                     continue
-                if lower == "date":
+                if kind == _DATE:
                     self.dated = True
                 else:
                     self.server_named = True
-            self.headers.append((name, value))
+            self.lines.append(line)
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The fields as the application gave them, without a Content-Length."""
+        return [field for field in self._fields if field[0].lower() != "content-length"]
 
     @property
     def bodiless(self) -> bool:
         """True for a status that has no body, whatever the application says (RFC 9110, 15.3.5 and 15.4.5)."""
         return self.code in (204, 304)
+
+
+#: Status -> the second, and how a head with this status begins in it: with Server and Date.
+_starts: dict[str, tuple[int, bytes]] = {}
+_STARTS_MAX = 64
+
+
+def _start(status: str) -> bytes:
+    second = int(time.time())
+    known = _starts.get(status)
+    if known is not None and known[0] == second:
+        return known[1]
+    start = f"HTTP/1.1 {status}\r\nServer: {SERVER}\r\nDate: {http_date(second)}\r\n".encode("latin-1")
+    if len(_starts) >= _STARTS_MAX:
+        _starts.clear()
+    _starts[status] = second, start
+    return start
 
 
 def serialize(head: CheckedHead, framing: Framing, length: int | None, connection: str | None) -> bytes:
@@ -131,21 +173,26 @@ def serialize(head: CheckedHead, framing: Framing, length: int | None, connectio
         length: The Content-Length to send, None for none.
         connection: The value of the Connection field, None to leave it out.
     """
-    lines = [f"HTTP/1.1 {head.status}\r\n"]
-    if not head.server_named:
-        lines.append(f"Server: {SERVER}\r\n")
-    if not head.dated:
-        lines.append(f"Date: {http_date()}\r\n")
+    if head.dated or head.server_named:
+        start = f"HTTP/1.1 {head.status}\r\n"
+        if not head.server_named:
+            start += f"Server: {SERVER}\r\n"
+        if not head.dated:
+            start += f"Date: {http_date()}\r\n"
+        parts = [start.encode("latin-1")]
+    else:
+        parts = [_start(head.status)]
     if connection is not None:
-        lines.append(f"Connection: {connection}\r\n")
-    lines += [f"{name}: {value}\r\n" for name, value in head.headers]
+        parts.append(b"Connection: %b\r\n" % connection.encode("ascii"))
+    parts += head.lines
     if length is not None and head.code != 204:
         # RFC 9110, 8.6: never with 204; with 304 and HEAD it is what a GET would have had.
-        lines.append(f"Content-Length: {length}\r\n")
-    if framing is Framing.CHUNKED:
-        lines.append("Transfer-Encoding: chunked\r\n")
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1")
+        parts.append(b"Content-Length: %d\r\n\r\n" % length)
+    elif framing is Framing.CHUNKED:
+        parts.append(b"Transfer-Encoding: chunked\r\n\r\n")
+    else:
+        parts.append(b"\r\n")
+    return b"".join(parts)
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -36,6 +36,9 @@ _CLIENT_MAX = _TEXT - _LINE_MAX
 #: How often a reader looks for texts that nobody changes meanwhile. A writer is at it for 0.1 us of a request.
 _LOOKS = 16
 
+#: Plain numbers for what is written with every request; an enum's member is looked up twice.
+_IDLE = int(Activity.IDLE)
+_BUSY = int(Activity.BUSY)
 _IDLE_BYTE = bytes([Activity.IDLE])
 _BUSY_BYTE = bytes([Activity.BUSY])
 #: A request that has been running for so long makes others wait. Seconds.
@@ -172,63 +175,75 @@ class Scoreboard:
 class SlotWriter:
     """A worker's pen for its own slot. Worker only."""
 
-    __slots__ = ("_board", "_row", "_rows", "_slot", "_states", "_text_at", "_texts", "requests")
+    __slots__ = ("_line", "_peer", "_row", "_slot", "_states", "_text_at", "_texts", "requests")
 
     def __init__(self, board: Scoreboard, slot: int) -> None:
-        self._board = board
         self._slot = slot
         self._states = board._states
-        self._rows = board._rows
+        self._row = board._rows[slot * _ROW_WORDS : (slot + 1) * _ROW_WORDS]
         self._texts = board._texts
-        self._row = slot * _ROW_WORDS
         self._text_at = slot * _TEXT
+        #: The texts that stand there, as they were given.
+        self._line: bytes | None = None
+        self._peer = ""
         self.requests = 0
 
     def idle(self) -> None:
         """Ready for the next request."""
-        self._rows[self._row + _SINCE] = time.monotonic_ns()
+        self._row[_SINCE] = time.monotonic_ns()
         self._states[self._slot] = Activity.IDLE
 
     def leaving(self) -> None:
         """Takes nothing new, finishes what it holds."""
-        self._rows[self._row + _SINCE] = time.monotonic_ns()
+        self._row[_SINCE] = time.monotonic_ns()
         self._states[self._slot] = Activity.LEAVING
 
-    def busy(self, request_line: bytes, client: str) -> None:
-        """A request begins. ``request_line`` as the client sent it (cut to 192 bytes), ``client`` its address."""
-        rows, row = self._rows, self._row
+    def busy(self, request_line: bytes, client: str) -> float:
+        """A request begins. ``request_line`` as the client sent it (cut to 192 bytes), ``client`` its address.
+
+        Returns the time (monotonic seconds).
+        """
+        # By identity: who sends the same head again is given the same object, and to compare costs what it saves.
+        if request_line is not self._line or client is not self._peer:
+            self._show(request_line, client)
+        now = time.monotonic_ns()
+        self._row[_SINCE] = now
+        self._states[self._slot] = _BUSY
+        return now / 1e9
+
+    def _show(self, request_line: bytes, client: str) -> None:
+        self._line, self._peer = request_line, client
+        row = self._row
         line = request_line[:_LINE_MAX]
         peer = client.encode("latin-1", "replace")[:_CLIENT_MAX]
-        sequence = rows[row + _SEQUENCE]
-        rows[row + _SEQUENCE] = sequence | 1
+        sequence = row[_SEQUENCE]
+        row[_SEQUENCE] = sequence | 1
         at = self._text_at
         self._texts[at : at + len(line)] = line
         at += _LINE_MAX
         self._texts[at : at + len(peer)] = peer
-        rows[row + _LENGTHS] = len(line) | len(peer) << 16
-        rows[row + _SEQUENCE] = (sequence | 1) + 1
-        rows[row + _SINCE] = time.monotonic_ns()
-        self._states[self._slot] = Activity.BUSY
+        row[_LENGTHS] = len(line) | len(peer) << 16
+        row[_SEQUENCE] = (sequence | 1) + 1
 
     def finished(self) -> float:
         """The request is over: counted, and the worker idle again. Returns the time (monotonic seconds)."""
-        rows, row = self._rows, self._row
+        row = self._row
         now = time.monotonic_ns()
         self.requests += 1
-        rows[row + _REQUESTS] = self.requests
-        rows[row + _BUSY_NS] += now - rows[row + _SINCE]
-        rows[row + _SINCE] = now
-        self._states[self._slot] = Activity.IDLE
+        row[_REQUESTS] = self.requests
+        row[_BUSY_NS] += now - row[_SINCE]
+        row[_SINCE] = now
+        self._states[self._slot] = _IDLE
         return now / 1e9
 
     def connections(self, held: int) -> None:
         """Connections that the worker holds, parked ones included."""
-        self._rows[self._row + _CONNECTIONS] = held
+        self._row[_CONNECTIONS] = held
 
     def waiting(self, ready: int) -> None:
         """Connections with something to read that have to wait for what the worker does first."""
-        self._rows[self._row + _WAITING] = ready
+        self._row[_WAITING] = ready
 
     def memory(self, size: int) -> None:
         """The worker's own measure of its memory, bytes."""
-        self._rows[self._row + _MEMORY] = size
+        self._row[_MEMORY] = size

@@ -69,6 +69,9 @@ class _Alone:
     def request_finished(self) -> None:
         signal.signal(signal.SIGINT, self._wakeup.note)
 
+    def rests(self) -> None:
+        pass
+
     def exit_code(self) -> ExitCode:
         return ExitCode.OK
 

@@ -131,13 +131,16 @@ class WSGI:
     def _environ(self, exchange: Exchange) -> Environ:
         request = exchange.request
         peer = exchange.peer
-        environ = self._base.copy()
-        path = request.path
-        environ["REQUEST_METHOD"] = request.method
-        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
-        environ["QUERY_STRING"] = request.query
-        environ["REQUEST_URI"] = environ["RAW_URI"] = request.target
-        environ["SERVER_PROTOCOL"] = request.protocol
+        prepared = request.prepared
+        if prepared is None:
+            environ = self._environ_of_head(request)
+            # What comes for the first time may never come again. A second time, and there will be a third.
+            request.prepared = False
+        elif prepared:
+            environ = cast(Environ, prepared).copy()
+        else:
+            environ = self._environ_of_head(request)
+            request.prepared = environ.copy()
         environ["SERVER_NAME"] = peer.server
         environ["SERVER_PORT"] = str(peer.server_port)
         environ["REMOTE_ADDR"] = peer.client
@@ -145,18 +148,37 @@ class WSGI:
             environ["REMOTE_PORT"] = str(peer.client_port)
         environ["wsgi.input"] = Input(exchange)
         environ["wsgi.errors"] = sys.stderr
-        for name, value in request.headers:
-            key = _key(name)
-            if not key:
-                continue
-            text = value.decode("latin-1")
-            if key in environ:
-                # RFC 9110, 5.3; cookies are the exception that has its own separator (RFC 9113, 8.2.3).
-                text = environ[key] + ("; " if key == "HTTP_COOKIE" else ", ") + text
-            environ[key] = text
+        return environ
+
+    def _environ_of_head(self, request: Request) -> Environ:
+        """What the environ has from the head of the request alone."""
+        fields = request.shared.get("wsgi")
+        if fields is None:
+            fields = request.shared["wsgi"] = _environ_of_fields(request.headers)
+        environ = self._base | cast(Environ, fields)
+        path = request.path
+        environ["REQUEST_METHOD"] = request.method
+        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+        environ["QUERY_STRING"] = request.query
+        environ["REQUEST_URI"] = environ["RAW_URI"] = request.target
+        environ["SERVER_PROTOCOL"] = request.protocol
         if request.host:
             environ["HTTP_HOST"] = request.host.decode("ascii")
         return environ
+
+
+def _environ_of_fields(headers: list[tuple[bytes, bytes]]) -> Environ:
+    environ: Environ = {}
+    for name, value in headers:
+        key = _key(name)
+        if not key:
+            continue
+        text = value.decode("latin-1")
+        if key in environ:
+            # RFC 9110, 5.3; cookies are the exception that has its own separator (RFC 9113, 8.2.3).
+            text = environ[key] + ("; " if key == "HTTP_COOKIE" else ", ") + text
+        environ[key] = text
+    return environ
 
 
 #: Field name as sent -> environ key. Clients send few different names; strangers' inventions must not fill the memory.
@@ -208,11 +230,13 @@ class _Call:
             # Before close(), which may take its time: the client shall not wait for it.
             exchange.finish()
         finally:
-            user = environ.get("REMOTE_USER")
-            exchange.user = user if isinstance(user, str) else None
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
+            if "REMOTE_USER" in environ:
+                user = environ["REMOTE_USER"]
+                exchange.user = user if isinstance(user, str) else None
+            if type(result) is not list:
+                close = getattr(result, "close", None)
+                if close is not None:
+                    close()
 
     def start_response(
         self, status: str, headers: Headers, exc_info: ExcInfo | None = None
@@ -245,7 +269,7 @@ class _Call:
         if exchange.committed:
             pass  # by write(): the framing is settled
         elif type(result) is list or type(result) is tuple:
-            total = sum(map(len, result))
+            total = len(result[0]) if len(result) == 1 else sum(map(len, result))
         elif isinstance(result, Sized):
             # "If the iterable is of length 1 the server can determine Content-Length" (PEP 3333).
             single = len(result) == 1
@@ -254,7 +278,8 @@ class _Call:
                 raise TypeError(f"the application's iterable must yield bytes, not {type(block).__name__}")
             if not block:
                 continue
-            self._require_start()
+            if not self._started:
+                self._require_start()
             exchange.write(block, len(block) if single else total)
             if exchange.bodiless:
                 break  # nothing more can be sent; an endless generator must not run for a HEAD

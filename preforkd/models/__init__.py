@@ -108,6 +108,10 @@ class WorkerContext(Protocol):
 
     def request_finished(self) -> None: ...
 
+    def rests(self) -> None:
+        """Tells that the worker is about to wait, with nothing to do."""
+        ...
+
     def exit_code(self) -> ExitCode: ...
 
 

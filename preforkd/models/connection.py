@@ -69,7 +69,7 @@ class Connection:
         """Sends all, waiting for a slow client as long as it makes progress; see `preforkd.http.Transport.send`."""
         if len(pieces) == 1:
             self._send(pieces[0])
-        elif sum(map(len, pieces)) <= _JOIN:
+        elif len(pieces[1]) <= _JOIN and (len(pieces) == 2 or sum(map(len, pieces)) <= _JOIN):
             self._send(b"".join(pieces))
         else:
             try:

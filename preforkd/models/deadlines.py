@@ -47,6 +47,12 @@ class Deadlines(Generic[Waiter]):
         else:
             self._queue = OrderedDict(sorted(queue.items(), key=lambda item: item[1]))
 
+    def renew(self, waiter: Waiter, now: float) -> None:
+        """Puts a waiter at the end, whether it is there or not: it waits as long as this queue says from ``now`` on."""
+        queue = self._queue
+        queue[waiter] = self._latest = now + self.timeout
+        queue.move_to_end(waiter)
+
     def discard(self, waiter: Waiter) -> float | None:
         """Takes a waiter out; returns its deadline, None if it was not there."""
         return self._queue.pop(waiter, None)

@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import time
+from _signal import getsignal as _getsignal  # without the enum that `signal` makes of the answer
 from collections.abc import Callable, Mapping, Sequence
 
 from preforkd import privileges
@@ -25,6 +26,10 @@ from preforkd.worker.settle import set_title
 _TITLE_INTERVAL = 1.0
 #: The memory of a process is measured at most so often; reading smaps_rollup takes the kernel a millisecond. Seconds.
 _MEMORY_INTERVAL = 1.0
+#: A request may take so much longer than its limit before it is ended: this share of the limit, at most so many
+#: seconds.
+_ALARM_SHARE = 0.02
+_ALARM_SLACK = 0.5
 
 
 class Context:
@@ -50,6 +55,8 @@ class Context:
         self._scoreboard = estate.board
         self._min_spare = estate.pool.workers.min_spare
         self._request_timeout = estate.pool.timeouts.request
+        #: When the alarm that is armed goes off (monotonic seconds); 0 if none is.
+        self._alarm_at = 0.0
         recycle = estate.pool.recycle
         self._requests_left = self._jittered(recycle.requests, recycle.jitter)
         self._age_limit = time.monotonic() + self._jittered(recycle.age, recycle.jitter) if recycle.age else 0.0
@@ -113,16 +120,13 @@ class Context:
 
     def request_started(self, request_line: bytes, client: str) -> None:
         """A complete request begins; arms its time limit and tells the master when spare workers run short."""
-        self.board.busy(request_line, client)
-        if self._request_timeout and not self._orphaned:
-            # The kernel's own timer also ends a request that blocks in C and runs no Python signal handler. The
-            # traceback is written from C by faulthandler, then the default action of SIGALRM ends the process.
-            signal.setitimer(signal.ITIMER_REAL, self._request_timeout)
+        now = self.board.busy(request_line, client)
+        if self._request_timeout and now + self._request_timeout > self._alarm_at and not self._orphaned:
+            self._arm_alarm(now)
         board = self._scoreboard
         if board.armed and board.idle() < self._min_spare:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._estate.bell, 1)
-        now = time.monotonic()
         if now - self._titled_at > _TITLE_INTERVAL:
             line = request_line[:80].decode("latin-1").rpartition(" HTTP/")[0] or "busy"
             set_title(f"{self.name} g{self.generation} {line}")
@@ -135,10 +139,8 @@ class Context:
         if self.leaving:
             # It finishes what it holds; nobody shall take it for a spare one.
             self.board.leaving()
-        if self._request_timeout and not self._orphaned:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
-                self._take_alarm_back()
+        if self._alarm_at and _getsignal(signal.SIGALRM) != signal.SIG_DFL:
+            self._take_alarm_back()
         if self._titled:
             self._titled = False
             self._set_idle_title()
@@ -150,6 +152,23 @@ class Context:
             self._recycle("age", self.pool.recycle.age)
         if now >= self._measure_at:
             self._measure(now)
+
+    def rests(self) -> None:
+        """The worker is about to wait: no request is there that the alarm could be for."""
+        if self._alarm_at:
+            self._alarm_at = 0.0
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _arm_alarm(self, now: float) -> None:
+        """The kernel's own timer also ends a request that blocks in C and runs no Python signal handler. The traceback
+        is written from C by faulthandler, then the default action of SIGALRM ends the process.
+
+        It is set a little late, and serves the requests that follow as long as none of them would have less than its
+        time: two system calls for each request would cost more than its parsing.
+        """
+        late = min(_ALARM_SLACK, self._request_timeout * _ALARM_SHARE)
+        self._alarm_at = now + self._request_timeout + late
+        signal.setitimer(signal.ITIMER_REAL, self._request_timeout + late)
 
     def exit_code(self) -> ExitCode:
         """What the model returns after it has finished what it held."""
@@ -175,6 +194,7 @@ class Context:
 
     def _take_alarm_back(self) -> None:
         """The application has used SIGALRM for itself, and the time limit of the next request would do nothing."""
+        self._alarm_at = 0.0
         faulthandler.unregister(signal.SIGALRM)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         report_overruns(self._estate)
@@ -223,6 +243,7 @@ class Context:
 
     def _arm_last_alarm(self) -> None:
         self._orphaned = True
+        self._alarm_at = 0.0
         # 0 disarms the timer, which is what `graceful: 0` means: no limit.
         signal.setitimer(signal.ITIMER_REAL, self.pool.timeouts.graceful)
 

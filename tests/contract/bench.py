@@ -98,6 +98,9 @@ class Context:
     def surplus(self, connections: int, slow: bool = False) -> int:
         return 0
 
+    def rests(self) -> None:
+        pass
+
     def request_finished(self) -> None:
         self._reporter.report("finished")
         self._requests_left -= 1

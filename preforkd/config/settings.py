@@ -386,8 +386,8 @@ class Limits:
         int,
         Setting(
             Size(1, 1 << 30),
-            "Least rate of a client, bytes a second: each second of timeouts.body or timeouts.send beyond the first ones "
-            "must be earned by so many bytes; 0: only pauses count.",
+            "Least rate of a client in bytes a second: so many bytes add a second to timeouts.body for a whole body, and "
+            "to timeouts.send for a whole answer; 0: only pauses count.",
             {"Apache": "MinRate"},
         ),
     ] = 500
@@ -447,7 +447,7 @@ class Body:
             Path(folder=True),
             "Where these files are made; null: where TMPDIR says, or /tmp.",
             {"nginx": "client_body_temp_path", "gunicorn": "tmp_upload_dir", "php": "upload_tmp_dir"},
-            example="/var/tmp",
+            example="/var/spool/mysite",
         ),
     ] = None
 

@@ -15,7 +15,6 @@ import tempfile
 from collections import deque
 from typing import IO
 
-from preforkd.config import Body
 from preforkd.http import Request
 from preforkd.models.pace import Pace
 
@@ -109,7 +108,7 @@ class Spool:
         self._rest += data
         if self._file is None:
             # No name, so that it is gone with us however we end (open(2), O_TMPFILE).
-            self._file = tempfile.TemporaryFile(buffering=0, prefix="preforkd-", dir=self._directory)
+            self._file = tempfile.TemporaryFile(buffering=0, prefix="preforkd-", dir=self._directory)  # noqa: SIM115
         while self._rest:
             # A disk that fills up takes a part first, and fails at the next call.
             written = os.write(self._file.fileno(), self._rest)
@@ -172,6 +171,11 @@ class Upload:
         self._looked = now
 
     @property
+    def descriptor(self) -> int | None:
+        """The file's, if there is one."""
+        return self.spool.descriptor if self.spool is not None else None
+
+    @property
     def deadline(self) -> float:
         """When the client's time is up, if nothing more comes (monotonic seconds). It never moves to the front."""
         return self._looked + self._pace.patience
@@ -186,8 +190,3 @@ class Upload:
         """The client's pace until now, for whoever goes on receiving."""
         self.progress(now, 0)
         return self._pace
-
-
-def new_upload(request: Request, body: Body, pace: Pace, began: float, now: float) -> Upload:
-    """An upload that is stored as the section ``body`` of the pool says."""
-    return Upload(request, Spool(body.memory, body.directory), pace, began, now)

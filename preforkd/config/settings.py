@@ -386,8 +386,8 @@ class Limits:
         int,
         Setting(
             Size(1, 1 << 30),
-            "Least rate of a client in bytes a second: so many bytes add a second to timeouts.body for a whole body, and "
-            "to timeouts.send for a whole answer; 0: only pauses count.",
+            "Least rate of a client in bytes a second: so many bytes add a second to timeouts.body for a whole body, "
+            "and to timeouts.send for a whole answer; 0: only pauses count.",
             {"Apache": "MinRate"},
         ),
     ] = 500

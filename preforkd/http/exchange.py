@@ -108,6 +108,7 @@ class Exchange:
         "received",
         "request",
         "sent",
+        "stalled",
         "user",
     )
 
@@ -142,6 +143,8 @@ class Exchange:
         self.finished = False
         #: The answer is cut short; the connection must end in a way that the client notices.
         self.aborted = False
+        #: The client did not take its answer in time; what the kernel still holds for it is not worth keeping.
+        self.stalled = False
         #: The request is received to its last byte.
         self.body_ended = stored is not None and stored.complete
         self._stored = stored
@@ -423,6 +426,7 @@ class Exchange:
     def _gone(self, error: OSError) -> ClientGone:
         self.abort()
         if isinstance(error, TimeoutError):
+            self.stalled = True
             return ClientGone("the client does not read its answer")
         return ClientGone(error.errno, f"the client left before the end of its answer: {error.strerror}")
 

@@ -615,7 +615,7 @@ class _Loop:
             if time.monotonic() - start > _SLOW and len(self._connections) > 1:
                 self._share_parked()
         elif exchange.aborted:
-            if exchange.close_delimited:
+            if exchange.close_delimited or exchange.stalled:
                 connection.reset_on_close()
             self._close(connection)
         elif exchange.ends_cleanly:

@@ -15,10 +15,11 @@ from .plain import from_plain, to_plain
 from .read import Reading, read, read_placed, read_text, runtime_of
 from .sample import manual_table, sample
 from .schema import schema
-from .settings import Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Workers
+from .settings import Body, Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Workers
 from .walk import Place
 
 __all__ = [
+    "Body",
     "Change",
     "Config",
     "Limits",

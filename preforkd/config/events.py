@@ -229,8 +229,7 @@ class _Builder:
                 self._put(Scalar(self._file, line, column, event.value, plain, folded), event)
             elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
                 if len(self._stack) >= MAX_DEPTH:
-                    what = f"is nested deeper than {MAX_DEPTH} levels, which no setting is; is a bracket left open?"
-                    self._mistakes.add(self._file, line, column, "", what)
+                    self._mistakes.add(self._file, line, column, "", _TOO_DEEP)
                     return False
                 make = Mapping if kind is yaml.MappingStartEvent else Sequence
                 inner = make(self._file, line, column)
@@ -347,7 +346,10 @@ def joined(path: str, key: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+_TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels, which no setting is; is a bracket left open?"
+
 _SENTENCES = (
+    ("exceeded maximum nesting depth", _TOO_DEEP),  # libyaml's own bound, a thousand
     (
         "mapping values are not allowed",
         "a colon cannot be here: the line above lacks its own or is indented otherwise, or text with ': ' needs quotes",

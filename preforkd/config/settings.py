@@ -300,7 +300,7 @@ class Timeouts:
         float,
         Setting(
             Duration(),
-            "Longest pause within a request's body.",
+            "Longest pause within a request's body; the whole of it has this long, and what limits.rate adds.",
             {"nginx": "client_body_timeout", "uWSGI": "socket-timeout http-timeout"},
         ),
     ] = 20.0
@@ -321,7 +321,9 @@ class Timeouts:
     send: Annotated[
         float,
         Setting(
-            Duration(), "How long a client may not read its answer.", {"Apache": "SendTimeout", "nginx": "send_timeout"}
+            Duration(),
+            "Longest pause of a client that reads its answer; for the whole of it limits.rate adds to this.",
+            {"Apache": "SendTimeout", "nginx": "send_timeout"},
         ),
     ] = 30.0
     probation: Annotated[
@@ -380,6 +382,15 @@ class Limits:
             },
         ),
     ] = 1 << 30
+    rate: Annotated[
+        int,
+        Setting(
+            Size(1, 1 << 30),
+            "Least rate of a client in bytes a second: so many bytes add a second to timeouts.body for a whole body, "
+            "and to timeouts.send for a whole answer; 0: only pauses count.",
+            {"Apache": "MinRate"},
+        ),
+    ] = 500
     backlog: Annotated[
         int,
         Setting(
@@ -404,6 +415,41 @@ class Limits:
             {"php-fpm": "rlimit_core", "nginx": "worker_rlimit_core", "Apache": "CoreDumpDirectory"},
         ),
     ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """How request bodies are received."""
+
+    buffer: Annotated[
+        int,
+        Setting(
+            Size(),
+            "A body up to this size is received before the application is called, so that a slow client costs no "
+            "worker; the application itself reads what is larger. 0: it reads all.",
+            {
+                "nginx": "proxy_request_buffering uwsgi_request_buffering fastcgi_request_buffering",
+                "uWSGI": "post-buffering-bufsize",
+            },
+        ),
+    ] = 1 << 20
+    memory: Annotated[
+        int,
+        Setting(
+            Size(),
+            "So much of a received body is kept in memory, the rest in a file; 0: all in a file.",
+            {"nginx": "client_body_buffer_size", "uWSGI": "post-buffering"},
+        ),
+    ] = 64 << 10
+    directory: Annotated[
+        str | None,
+        Setting(
+            Path(folder=True),
+            "Where these files are made; null: where TMPDIR says, or /tmp.",
+            {"nginx": "client_body_temp_path", "gunicorn": "tmp_upload_dir", "php": "upload_tmp_dir"},
+            example="/var/spool/mysite",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,6 +621,7 @@ class Pool:
     ] = Recycle()
     timeouts: Annotated[Timeouts, Setting(Group(Timeouts), "How long what may take; 0 is no limit.")] = Timeouts()
     limits: Annotated[Limits, Setting(Group(Limits), "How much what may be; 0 is no limit.")] = Limits()
+    body: Annotated[Body, Setting(Group(Body), "How request bodies are received.")] = Body()
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,6 @@ _NO_SETTING = {
         "processes are named after pool, slot and state; the pool's name is its key below pools",
     ),
     "workertmpdir": ("gunicorn", "there is no heartbeat file here; remove it"),
-    "tmpuploaddir": ("gunicorn", "set the environment variable TMPDIR in environment"),
     "forwardedallowips": (
         "gunicorn",
         "headers of a proxy are not trusted in this version; the application may read them",

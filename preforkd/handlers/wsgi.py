@@ -147,6 +147,7 @@ class WSGI:
         if peer.client_port:
             environ["REMOTE_PORT"] = str(peer.client_port)
         environ["wsgi.input"] = Input(exchange)
+        environ["wsgi.early_hints"] = exchange.early_hints
         environ["wsgi.errors"] = sys.stderr
         return environ
 
@@ -301,56 +302,58 @@ class _Call:
 
 
 class Input:
-    """``wsgi.input``: the request's body as it arrives. Reading past its end gives empty bytes.
+    """``wsgi.input``: the request's body, what is stored of it first. Reading past its end gives empty bytes.
 
     Every method raises `preforkd.http.BodyError` (an OSError) when the body cannot be read.
     """
 
-    __slots__ = ("_buffer", "_exchange")
+    __slots__ = ("_at", "_buffer", "_exchange")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        #: The piece being read and the place in it: small reads must not copy what they leave.
         self._buffer = b""
+        self._at = 0
 
     def read(self, size: int | None = -1) -> bytes:
         """``size`` bytes, fewer only at the end of the body; all of it if ``size`` is negative or None."""
         wanted = sys.maxsize if size is None or size < 0 else size
-        buffer, self._buffer = self._buffer, b""
-        if len(buffer) < wanted:
-            pieces = [buffer]
-            have = len(buffer)
-            while have < wanted:
-                block = self._read_block(pieces)
-                if not block:
-                    break
-                pieces.append(block)
-                have += len(block)
-            buffer = b"".join(pieces)
-        if len(buffer) > wanted:
-            self._buffer = buffer[wanted:]
-            buffer = buffer[:wanted]
-        return buffer
+        buffer, at = self._buffer, self._at
+        have = len(buffer) - at
+        if have >= wanted:
+            self._at = at + wanted
+            return buffer[at : at + wanted]
+        pieces = [buffer[at:] if at else buffer] if have else []
+        self._buffer, self._at = b"", 0
+        while have < wanted:
+            block = self._read_block(pieces)
+            if not block:
+                break
+            pieces.append(block)
+            have += len(block)
+        if have > wanted:
+            self._buffer = pieces[-1]
+            self._at = len(self._buffer) - (have - wanted)
+            pieces[-1] = self._buffer[: self._at]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def readline(self, size: int | None = -1) -> bytes:
         """One line with its end, at most ``size`` bytes of it."""
         wanted = sys.maxsize if size is None or size < 0 else size
         pieces: list[bytes] = []
-        have = 0
-        block, self._buffer = self._buffer, b""
-        while have < wanted:
-            if not block:
-                block = self._read_block(pieces)
-                if not block:
+        while wanted:
+            if self._at == len(self._buffer):
+                self._buffer, self._at = self._read_block(pieces), 0
+                if not self._buffer:
                     break
-            end = block.find(b"\n") + 1 or len(block)
-            end = min(end, wanted - have)
-            pieces.append(block[:end])
-            have += end
-            block = block[end:]
-            if pieces[-1].endswith(b"\n"):
+            buffer, at = self._buffer, self._at
+            limit = min(len(buffer), at + wanted)
+            self._at = buffer.find(b"\n", at, limit) + 1 or limit
+            pieces.append(buffer[at : self._at])
+            wanted -= self._at - at
+            if buffer[self._at - 1] == 0x0A:
                 break
-        self._buffer = block
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def readlines(self, hint: int | None = None) -> list[bytes]:
         """The remaining lines; with a ``hint``, no more once that many bytes are read."""
@@ -371,7 +374,7 @@ class Input:
             return self._exchange.read_block()
         except BodyError:
             # What had arrived is not lost: whoever reads again gets it, and then the error.
-            self._buffer = b"".join(pieces)
+            self._buffer, self._at = b"".join(pieces), 0
             raise
 
 

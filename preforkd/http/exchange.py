@@ -13,7 +13,7 @@ from typing import Protocol
 
 from preforkd.http.events import Data, End, Refusal, Request
 from preforkd.http.parser import RequestParser
-from preforkd.http.response import CheckedHead, Framing, plain_page, serialize
+from preforkd.http.response import CheckedHead, Framing, early_hints, plain_page, serialize
 
 
 class Transport(Protocol):
@@ -29,6 +29,25 @@ class Transport(Protocol):
 
     def send_file(self, descriptor: int, offset: int, count: int) -> int:
         """Sends ``count`` bytes of a regular file from ``offset``; returns how many there were. Raises like `send`."""
+        ...
+
+
+#: So much of a body that nobody has read is taken and thrown away for the sake of the connection, in bytes: about what
+#: a new connection would cost in time on a common line. What is longer ends the connection.
+_WORTH_DRAINING = 64 * 1024
+
+
+class StoredBody(Protocol):
+    """What a model has received of a request's body before it calls the handler; read once, from the beginning.
+
+    ``size`` is its length in bytes, ``complete`` says that nothing comes behind it.
+    """
+
+    size: int
+    complete: bool
+
+    def take(self) -> bytes:
+        """The next piece, empty at its end. Raises OSError where it cannot be read back."""
         ...
 
 
@@ -80,18 +99,24 @@ class Exchange:
     user: str | None = None
     #: What was wrong with the answer's body, a sentence for the log; empty if nothing was.
     complaint = ""
-    #: After the answer: the connection can carry another request.
+    #: After the answer: the connection can carry another request; behind what is still to come of this one's body, if
+    #: `body_ended` is false.
     keep_alive = False
     #: The head is on its way; nothing else can be answered any more.
     committed = False
     finished = False
     #: The answer is cut short; the connection must end in a way that the client notices.
     aborted = False
+    #: The client did not take its answer in time; what the kernel still holds for it is not worth keeping.
+    stalled = False
     #: The request is received to its last byte.
     body_ended = False
     _framing = Framing.NONE
     _left = 0
     _broken: BodyError | None = None
+    _stored: StoredBody | None = None
+    #: What had arrived of the body when the answer began.
+    _kept: tuple[bytes, ...] = ()
 
     def __init__(
         self,
@@ -100,9 +125,11 @@ class Exchange:
         transport: Transport,
         peer: Peer,
         leaving: Callable[[], bool] = _never,
+        stored: StoredBody | None = None,
     ) -> None:
         """``leaving`` is asked when the head is sent: if true, the connection ends after this answer (unless another
-        request has already arrived behind this one: that one is answered too)."""
+        request has already arrived behind this one: that one is answered too). ``stored`` is the beginning of the
+        body, or all of it; what follows comes out of the parser."""
         self.request = request
         self.peer = peer
         self._leaving = leaving
@@ -112,6 +139,10 @@ class Exchange:
         if request.length == 0:
             parser.next_event()
             self.body_ended = True
+        elif stored is not None:
+            self._stored = stored
+            self.received = stored.size
+            self.body_ended = stored.complete
 
     @property
     def status(self) -> int:
@@ -136,6 +167,15 @@ class Exchange:
         Raises:
             BodyError: It cannot be read; the same one again when asked again.
         """
+        if self._stored is not None:
+            block = self._stored.take()
+            if block:
+                return block
+            self._stored = None
+        if self._kept:
+            block, *rest = self._kept
+            self._kept = tuple(rest)
+            return block
         if self._broken is not None:
             raise self._broken
         while not self.body_ended:
@@ -171,20 +211,34 @@ class Exchange:
 
     def _fail(self, error: BodyError) -> None:
         self._broken = error
+        self.keep_alive = False
         raise error
 
     def _look_for_end(self) -> None:
-        """Takes what has already arrived: most small bodies have, and then the connection can be kept."""
+        """Takes what has already arrived: most small bodies have, and then the connection can be kept.
+
+        The application may read it all the same, behind the beginning of its answer.
+        """
         while not self.body_ended and self._broken is None:
             event = self._parser.next_event()
             if type(event) is Data:
                 self.received += len(event.data)
+                self._kept = (*self._kept, event.data)
             elif type(event) is End:
                 self.body_ended = True
             elif type(event) is Refusal:
                 self._broken = BodyError(event.status, event.reason)
             else:
                 return
+
+    def _rest_is_small(self) -> bool:
+        """What is still to come of the body is announced and little: the model may drain it.
+
+        Not while 100 Continue is owed: the client may send the body or leave it out, and what comes next could be
+        either (RFC 9110, 10.1.1).
+        """
+        left = self._parser.body_left
+        return left is not None and left <= _WORTH_DRAINING and not self._continue and self._broken is None
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
@@ -222,7 +276,7 @@ class Exchange:
         # An answer before the end of the request: what is left of the body would be read as the next request's head.
         if not self.body_ended:
             self._look_for_end()
-        keep = request.keep_alive and self.body_ended and self._framing is not Framing.CLOSE
+        keep = request.keep_alive and self._framing is not Framing.CLOSE and (self.body_ended or self._rest_is_small())
         if keep and self._leaving():
             keep = bool(self._parser.unread)
         self.keep_alive = keep
@@ -332,6 +386,19 @@ class Exchange:
         self.aborted = True
         self.keep_alive = False
 
+    def early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Sends an interim response 103 with these fields at once (RFC 8297); any number of times before the answer.
+
+        Does nothing once the answer has begun, and for HTTP/1.0, which knows no interim responses (RFC 9110, 15.2).
+
+        Raises:
+            BadResponse: They cannot be sent.
+            ClientGone: The client is gone.
+        """
+        data = early_hints(headers)
+        if data and self.request.http11 and not self.committed:
+            self._send((data,))
+
     def answer_plainly(self, status: int, reason: str) -> None:
         """Answers with a plain page instead of the application; aborts if an answer is already on its way.
 
@@ -354,6 +421,7 @@ class Exchange:
     def _gone(self, error: OSError) -> ClientGone:
         self.abort()
         if isinstance(error, TimeoutError):
+            self.stalled = True
             return ClientGone("the client does not read its answer")
         return ClientGone(error.errno, f"the client left before the end of its answer: {error.strerror}")
 

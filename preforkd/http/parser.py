@@ -112,6 +112,11 @@ class RequestParser:
         return self._state == _HEAD and self._data in (b"", b"\r")
 
     @property
+    def body_left(self) -> int | None:
+        """Bytes of the body under way that have not come out as `Data` yet; None if only its end will tell."""
+        return None if self._state in (_CHUNKED, _FAILED) else self._left
+
+    @property
     def failed(self) -> bool:
         """True after a refusal."""
         return self._state == _FAILED

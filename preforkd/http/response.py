@@ -195,6 +195,18 @@ def serialize(head: CheckedHead, framing: Framing, length: int | None, connectio
     return b"".join(parts)
 
 
+def early_hints(headers: Iterable[tuple[str, str]]) -> bytes:
+    """The bytes of a 103 response with these fields (RFC 8297), empty if there are none.
+
+    A Content-Length among them is left out: it would be the answer's, and RFC 9110, 8.6, forbids it here.
+
+    Raises:
+        BadResponse: They cannot be sent.
+    """
+    lines = [f"{name}: {value}\r\n" for name, value in CheckedHead("200 OK", headers).headers]
+    return f"HTTP/1.1 103 Early Hints\r\n{''.join(lines)}\r\n".encode("latin-1") if lines else b""
+
+
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _date: tuple[int, str] = (-1, "")

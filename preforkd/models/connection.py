@@ -1,4 +1,4 @@
-"""A client's connection as a bare descriptor, and the blocking calls on it that have deadlines.
+"""A client's connection as a bare descriptor, and the blocking calls on it that wait no longer than `pace` allows.
 
 The descriptor is non-blocking from its accept on; waiting is poll(2) on this one descriptor. There is no socket object:
 making one costs a system call and as much time as the parsing of a request.
@@ -6,13 +6,22 @@ making one costs a system call and as much time as the parsing of a request.
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
 import select
 import socket
 import struct
+import termios
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from preforkd.http import Peer, RequestParser
+from preforkd.models.pace import Pace
+
+if TYPE_CHECKING:
+    from preforkd.models.upload import Upload
 
 #: Room for the head of a request and a small body. Larger bodies are read in larger pieces, later.
 _HEAD_READ = 16 * 1024
@@ -22,20 +31,39 @@ _JOIN = 16 * 1024
 #: What one sendfile(2) may move; the kernel's own limit is a little below 2 GiB.
 _SENDFILE = 1 << 30
 
+_INT = struct.Struct("i")
+
 #: Closing with this answers with a reset instead of an orderly end.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class Connection:
-    """One client. As an `http.Transport` it blocks, with ``timeouts.body`` and ``timeouts.send`` as deadlines.
+    """One client. As an `http.Transport` it blocks, at the paces of ``timeouts.body``, ``send`` and ``limits.rate``.
 
-    The flags belong to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: it is in
-    the poll set; ``queued``: it is among those to be looked at next; ``closed``.
+    The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: it is in
+    the poll set; ``queued``: it is among those to be looked at next; ``closed``; ``upload``: what it is parked with
+    while a body arrives.
     """
 
-    __slots__ = ("_body_timeout", "_send_timeout", "closed", "fd", "fresh", "parser", "peer", "queued", "registered")
+    __slots__ = (
+        "_body_timeout",
+        "_rate",
+        "_receiving",
+        "_send_timeout",
+        "_sending",
+        "closed",
+        "fd",
+        "fresh",
+        "parser",
+        "peer",
+        "queued",
+        "registered",
+        "upload",
+    )
 
-    def __init__(self, fd: int, peer: Peer, parser: RequestParser, body_timeout: float, send_timeout: float) -> None:
+    def __init__(
+        self, fd: int, peer: Peer, parser: RequestParser, body_timeout: float, send_timeout: float, rate: int = 0
+    ) -> None:
         self.fd = fd
         self.peer = peer
         self.parser = parser
@@ -43,8 +71,21 @@ class Connection:
         self.registered = False
         self.queued = False
         self.closed = False
+        self.upload: Upload | None = None
         self._body_timeout = body_timeout
         self._send_timeout = send_timeout
+        self._rate = rate
+        self._receiving: Pace | None = None
+        self._sending: Pace | None = None
+
+    def begin(self, receiving: Pace | None = None) -> None:
+        """A request is about to be served; ``receiving`` is the pace at which its body has come so far."""
+        self._receiving = receiving
+        self._sending = None
+
+    def body_pace(self) -> Pace:
+        """The pace of a body that begins now."""
+        return Pace(self._body_timeout, self._rate)
 
     def read(self) -> bytes | None:
         """What has arrived, without waiting: None if nothing has, empty at the client's end.
@@ -57,16 +98,25 @@ class Connection:
         except BlockingIOError:
             return None
 
+    def read_body(self) -> bytes | None:
+        """As `read`, in the larger pieces of a body."""
+        try:
+            return os.read(self.fd, _BODY_READ)
+        except BlockingIOError:
+            return None
+
     def receive(self) -> bytes:
         """The next bytes of a body, waiting for them; see `preforkd.http.Transport.receive`."""
-        while True:
-            try:
-                return os.read(self.fd, _BODY_READ)
-            except BlockingIOError:
-                self._wait(select.POLLIN, self._body_timeout)
+        pace = self._receiving
+        if pace is None:
+            pace = self._receiving = self.body_pace()
+        while (data := self.read_body()) is None:
+            self._wait(select.POLLIN, pace)
+        pace.moved(len(data))
+        return data
 
     def send(self, pieces: Sequence[bytes]) -> None:
-        """Sends all, waiting for a slow client as long as it makes progress; see `preforkd.http.Transport.send`."""
+        """Sends all, waiting for a slow client as long as its pace allows; see `preforkd.http.Transport.send`."""
         if len(pieces) == 1:
             self._send(pieces[0])
         elif len(pieces[1]) <= _JOIN and (len(pieces) == 2 or sum(map(len, pieces)) <= _JOIN):
@@ -88,7 +138,7 @@ class Connection:
             try:
                 sent = os.write(self.fd, data)
             except BlockingIOError:
-                self._wait(select.POLLOUT, self._send_timeout)
+                self._wait_for_reader()
                 continue
             if sent == len(data):
                 return
@@ -101,7 +151,7 @@ class Connection:
             try:
                 sent = os.sendfile(self.fd, descriptor, offset + done, min(count - done, _SENDFILE))
             except BlockingIOError:
-                self._wait(select.POLLOUT, self._send_timeout)
+                self._wait_for_reader()
                 continue
             if not sent:
                 break
@@ -115,10 +165,43 @@ class Connection:
         except OSError:
             pass
 
-    def _wait(self, what: int, timeout: float) -> None:
+    def _wait_for_reader(self) -> None:
+        """Waits until the client has taken some of what the kernel holds for it.
+
+        The kernel reports room only when a third of its buffer is free (tcp(7), unix(7)), which takes a slow reader
+        longer than any pause that is worth a limit. So what it takes is measured, in what is left unsent and
+        unacknowledged, and is progress even if there is no room yet. What went into the buffer at once says nothing
+        about the client, and is not counted.
+        """
+        pace = self._sending
+        if pace is None:
+            pace = self._sending = Pace(self._send_timeout, self._rate)
+        held = self._held()
+        try:
+            self._wait(select.POLLOUT, pace)
+        except TimeoutError:
+            if self._held() >= held:
+                raise
+        pace.moved(max(0, held - self._held()))
+
+    def _held(self) -> int:
+        """Bytes that were sent and that the client has not acknowledged yet (SIOCOUTQ, the same number as TIOCOUTQ)."""
+        found: int = _INT.unpack(fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(_INT.size)))[0]
+        return found
+
+    def _wait(self, what: int, pace: Pace) -> None:
+        """Waits for the descriptor, and counts the time. Raises TimeoutError when the client's time is up."""
+        patience = pace.patience
+        if patience <= 0:
+            raise TimeoutError
         poll = select.poll()
         poll.register(self.fd, what)
-        if not poll.poll(timeout * 1000 if timeout else None):
+        began = time.monotonic()
+        # Rounded up: poll(2) counts milliseconds, and a wait that ends before its deadline would be taken for one that
+        # failed.
+        ready = poll.poll(math.ceil(patience * 1000) if patience < math.inf else None)
+        pace.waited(time.monotonic() - began)
+        if not ready:
             raise TimeoutError
 
     def end_output(self) -> None:

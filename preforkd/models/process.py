@@ -2,8 +2,9 @@
 
     wait -> look at what the worker watches -> serve what is readable, or accept -> end what is overdue
 
-Until the head of its request is complete a client costs a descriptor: it is *parked* in the poll set, with a deadline.
-A complete request is served at once, by blocking calls. Nothing else happens meanwhile; the siblings accept.
+Until its request is complete a client costs a descriptor: it is *parked* in the poll set, with a deadline, while the
+head arrives, and a body of bounded size (`upload`). A complete request is served at once, by blocking calls. Nothing
+else happens meanwhile; the siblings accept.
 
 * One epoll set, because listeners are shared by all workers and must wake one of them (EPOLLEXCLUSIVE, which poll(2)
   and `selectors` do not know).
@@ -30,10 +31,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from preforkd.errors import ExitCode
-from preforkd.http import AccessRecord, Exchange, Peer, Refusal, Request, RequestLimits, RequestParser, refusal_bytes
+from preforkd.http import (
+    AccessRecord,
+    Data,
+    End,
+    Exchange,
+    Peer,
+    Refusal,
+    Request,
+    RequestLimits,
+    RequestParser,
+    refusal_bytes,
+)
 from preforkd.models import handover
 from preforkd.models.connection import Connection
 from preforkd.models.deadlines import Deadlines
+from preforkd.models.upload import Spool, Upload, received_first
 
 if TYPE_CHECKING:
     from preforkd.models import ServedHandler, WorkerContext
@@ -48,6 +61,8 @@ _LINGER = 2.0
 _SILENT_GRACE = 1.0
 #: How long accepting pauses when descriptors have run out and none can be freed here.
 _PAUSE = 1.0
+#: How many pieces of a body (64 KiB each) are read before others have their turn.
+_EAGER = 4
 #: A shortage is reported once in so many seconds.
 _REPORT_EVERY = 10.0
 
@@ -96,6 +111,7 @@ class _Loop:
         self._ctx = ctx
         self._handler = handler
         self._timeouts = pool.timeouts
+        self._body = pool.body
         self._limits = RequestLimits(pool.limits.line, pool.limits.header, pool.limits.fields, pool.limits.body)
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
@@ -104,14 +120,17 @@ class _Loop:
         #: Held in reserve: a message that brings a descriptor loses it for good if there is no room for it.
         self._spare = -1
         self._connections: dict[int, Connection] = {}
-        #: Parked: no complete head yet; between two requests; answered, and still sending.
+        #: Parked: no complete head yet; no complete body; between two requests; answered, and still sending.
         self._heads: Deadlines[Connection] = Deadlines(self._timeouts.header)
+        #: Looked at when they expire and not at each piece: a client's deadline only ever moves back.
+        self._uploads: Deadlines[Connection] = Deadlines(self._timeouts.body)
         self._idle: Deadlines[Connection] = Deadlines(self._timeouts.keepalive)
         self._lingering: Deadlines[Connection] = Deadlines(_LINGER)
         self._ready: deque[Connection] = deque()
         #: When to accept again after a shortage; infinite while accepting.
         self._resume_at = math.inf
         self._reported_at = -math.inf
+        self._unspooled_at = -math.inf
         self._left = False
         self._stopped = False
         #: True in a child that the application forked.
@@ -129,6 +148,9 @@ class _Loop:
         owned = [self._epoll.fileno(), *self._connections, *self._listeners]
         if self._handover is not None:
             owned += [end.fileno() for end in self._handover]
+        for connection in self._uploads.waiters():
+            if connection.upload is not None and connection.upload.descriptor is not None:
+                owned.append(connection.upload.descriptor)
         for descriptor in owned:
             os.dup2(null, descriptor, inheritable=False)
         os.close(null)
@@ -151,6 +173,7 @@ class _Loop:
         finally:
             self._epoll.close()
             for connection in list(self._connections.values()):
+                self._drop_upload(connection)
                 os.close(connection.fd)
             if self._spare >= 0:
                 os.close(self._spare)
@@ -188,7 +211,13 @@ class _Loop:
         """How long the next wait may take: None, for ever, when nothing is pending."""
         if self._ready:
             return 0
-        nearest = min(self._heads.nearest(), self._idle.nearest(), self._lingering.nearest(), self._resume_at)
+        nearest = min(
+            self._heads.nearest(),
+            self._uploads.nearest(),
+            self._idle.nearest(),
+            self._lingering.nearest(),
+            self._resume_at,
+        )
         return None if nearest == math.inf else max(0.0, nearest - time.monotonic())
 
     def _look(self, events: list[tuple[int, int]]) -> None:
@@ -222,6 +251,8 @@ class _Loop:
             self._overdue(connection, silent=True)
         for connection in self._heads.expired(now) if self._heads.nearest() <= now else ():
             self._overdue(connection, silent=connection.parser.between)
+        for connection in self._uploads.expired(now) if self._uploads.nearest() <= now else ():
+            self._gather(connection)  # bytes may have come that we were too busy to read
         for connection in self._lingering.expired(now) if self._lingering.nearest() <= now else ():
             self._close(connection)
         if self._resume_at <= now:
@@ -329,7 +360,8 @@ class _Loop:
 
     def _connect(self, fd: int, peer: Peer, data: bytes) -> Connection:
         timeouts = self._timeouts
-        connection = Connection(fd, peer, RequestParser(self._limits, data), timeouts.body, timeouts.send)
+        rate = self._ctx.pool.limits.rate
+        connection = Connection(fd, peer, RequestParser(self._limits, data), timeouts.body, timeouts.send, rate)
         self._connections[fd] = connection
         self._ctx.holds(len(self._connections))
         return connection
@@ -363,24 +395,30 @@ class _Loop:
             return  # its turn comes; it is reported again
         try:
             data = connection.read()
-        except OSError:
-            self._close(connection)
+        except OSError as error:
+            self._gone(connection, error)
             return
         if data is None:
             if not connection.registered:
                 self._park(connection)
         elif not data:
-            self._close(connection)
+            self._gone(connection, None)
         elif connection not in self._lingering:
             connection.parser.feed(data)
             self._advance(connection)
 
     def _advance(self, connection: Connection) -> None:
-        self._act(connection, connection.parser.next_event())
+        if connection.upload is not None:
+            self._gather(connection)
+        else:
+            self._act(connection, connection.parser.next_event())
 
     def _act(self, connection: Connection, event: object) -> None:
         if isinstance(event, Request):
-            self._serve(connection, event)
+            if event.length != 0 and received_first(event, len(connection.parser.unread), self._body.buffer):
+                self._begin_upload(connection, event)
+            else:
+                self._serve(connection, event)
         elif isinstance(event, Refusal):
             self._refuse(connection, event)
         else:
@@ -402,14 +440,159 @@ class _Loop:
             self._epoll.register(connection.fd, select.EPOLLIN)
             connection.registered = True
 
-    def _serve(self, connection: Connection, request: Request) -> None:
+    # -- bodies on their way ------------------------------------------------------------------------------------------
+
+    def _begin_upload(self, connection: Connection, request: Request) -> None:
+        self._heads.discard(connection)
+        self._idle.discard(connection)
+        spool = Spool(self._body.memory, self._body.directory)
+        connection.upload = Upload(request, spool, connection.body_pace(), time.time(), time.monotonic())
+        self._gather(connection)
+
+    def _gather(self, connection: Connection) -> None:
+        """Takes what there is of a body; serves the request when it is complete, or too long to wait for."""
+        upload = connection.upload
+        assert upload is not None
+        parser = connection.parser
+        pieces = 0
+        while True:
+            event = parser.next_event()
+            if type(event) is Data:
+                upload.progress(time.monotonic(), len(event.data))
+                if upload.spool is not None and not self._keep(upload.spool, event.data):
+                    self._serve(connection, upload.request, upload)
+                    return
+            elif type(event) is End:
+                if upload.spool is None:
+                    self._drained(connection)
+                else:
+                    upload.spool.complete = True
+                    self._serve(connection, upload.request, upload)
+                return
+            elif type(event) is Refusal:
+                self._refuse_body(connection, event.status, event.reason)
+                return
+            elif pieces == _EAGER:
+                break
+            else:
+                pieces += 1
+                try:
+                    data = connection.read_body()
+                except OSError as error:
+                    self._gone(connection, error)
+                    return
+                if data is None:
+                    break
+                if not data:
+                    self._gone(connection, None)
+                    return
+                parser.feed(data)
+        self._await_body(connection, upload)
+
+    def _await_body(self, connection: Connection, upload: Upload) -> None:
+        if connection not in self._uploads:
+            if upload.deadline <= time.monotonic():
+                self._refuse_body(connection, 408, "the request's body did not arrive in time")
+                return
+            self._uploads.add(connection, upload.deadline)
+        self._register(connection)
+
+    def _keep(self, spool: Spool, data: bytes) -> bool:
+        """Stores a piece; False if it must be the last one, and the application read the others itself."""
+        try:
+            spool.add(data)
+        except OSError as error:
+            if not (error.errno in _SHORTAGE and self._make_room(error) and self._retry(spool)):
+                self._report_unspooled(error)
+                return False
+        return spool.size <= self._body.buffer
+
+    def _make_room(self, error: OSError) -> bool:
+        """Closes a connection that nobody needs, for the sake of one that is in use."""
+        before = len(self._connections)
+        self._shortage(error)
+        return len(self._connections) < before
+
+    def _retry(self, spool: Spool) -> bool:
+        try:
+            spool.retry()
+        except OSError:
+            return False
+        return True
+
+    def _report_unspooled(self, error: OSError) -> None:
+        now = time.monotonic()
+        if now - self._unspooled_at >= _REPORT_EVERY:
+            self._unspooled_at = now
+            self._ctx.log.warning(
+                "body_not_stored",
+                error=str(error),
+                directory=self._body.directory or "the default one for temporary files",
+                hint="make room, or set body.directory; until then a slow client keeps the worker that serves it busy",
+            )
+
+    def _gone(self, connection: Connection, error: OSError | None) -> None:
+        """The client has ended the connection, or it is broken."""
+        if connection.upload is None:
+            self._close(connection)
+        elif error is None:
+            self._refuse_body(connection, 400, "the client left before the end of its request")
+        else:
+            self._refuse_body(connection, 400, f"the client left before the end of its request: {error.strerror}")
+
+    def _refuse_body(self, connection: Connection, status: int, reason: str) -> None:
+        """A body that will not be complete: its request never reaches the application."""
+        upload = connection.upload
+        assert upload is not None
+        if upload.spool is None:
+            self._close(connection)  # answered long ago
+            return
+        line = _printable(upload.request.line).rpartition(" HTTP/")[0]
+        client = connection.peer.client
+        self._ctx.log.info("request_body_failed", request=line, client=client, status=status, reason=reason)
+        self._refuse(connection, Refusal(status, reason, upload.request.line))
+
+    def _drain(self, connection: Connection, request: Request) -> None:
+        """The answer is sent, a little of the request's body is still to come, and the connection is kept: the rest is
+        taken and thrown away, at the pace of a body."""
+        connection.upload = Upload(request, None, connection.body_pace(), time.time(), time.monotonic())
+        self._gather(connection)
+
+    def _drained(self, connection: Connection) -> None:
+        self._drop_upload(connection)
+        self._next(connection)
+        if self._left and connection in self._idle:
+            # Too late for what happens to idle ones when the worker begins to leave.
+            if self._ctx.stopping:
+                self._close(connection)
+            else:
+                self._hand_over(connection)
+
+    def _drop_upload(self, connection: Connection) -> None:
+        self._uploads.discard(connection)
+        upload, connection.upload = connection.upload, None
+        if upload is not None and upload.spool is not None:
+            upload.spool.close()
+
+    # -- service ------------------------------------------------------------------------------------------------------
+
+    def _serve(self, connection: Connection, request: Request, upload: Upload | None = None) -> None:
         ctx = self._ctx
         self._heads.discard(connection)
         self._idle.discard(connection)
-        exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
-        ctx.request_started(request.line, connection.peer.client)
+        stored = None
         began = time.time()
-        start = time.monotonic()
+        start = came = time.monotonic()
+        if upload is not None:
+            # Its file is the application's now, and stays open in a child that it forks.
+            self._uploads.discard(connection)
+            connection.upload = None
+            stored, began, came = upload.spool, upload.began, upload.started
+            connection.begin(upload.pace(start))
+        else:
+            connection.begin()
+        exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving, stored)
+        ctx.request_started(request.line, connection.peer.client)
         try:
             self._handler.handle(exchange)
             if not exchange.finished and not exchange.aborted:
@@ -419,15 +602,20 @@ class _Loop:
             if self._disowned:
                 os._exit(0)
             if ctx.access is not None:
-                self._log_exchange(exchange, began, time.monotonic() - start)
+                self._log_exchange(exchange, began, time.monotonic() - came)
             ctx.request_finished()
+            if stored is not None:
+                stored.close()
         connection.fresh = False
         if exchange.keep_alive:
-            self._next(connection)
+            if exchange.body_ended:
+                self._next(connection)
+            else:
+                self._drain(connection, request)
             if time.monotonic() - start > _SLOW and len(self._connections) > 1:
                 self._share_parked()
         elif exchange.aborted:
-            if exchange.close_delimited:
+            if exchange.close_delimited or exchange.stalled:
                 connection.reset_on_close()
             self._close(connection)
         elif exchange.ends_cleanly:
@@ -462,6 +650,7 @@ class _Loop:
         connection.try_send(data)
         if self._ctx.access is not None:
             self._log_refusal(connection, refusal, length)
+        self._drop_upload(connection)
         self._linger(connection)
 
     def _linger(self, connection: Connection) -> None:
@@ -482,6 +671,7 @@ class _Loop:
         self._heads.discard(connection)
         self._idle.discard(connection)
         self._lingering.discard(connection)
+        self._drop_upload(connection)
         if connection.registered:
             self._epoll.unregister(connection.fd)
         del self._connections[connection.fd]
@@ -611,18 +801,19 @@ class _Loop:
     def _log_refusal(self, connection: Connection, refusal: Refusal, length: int) -> None:
         words = refusal.line.decode("latin-1").split(" ")
         whole = len(words) == 3
+        upload = connection.upload
         self._log_access(
             AccessRecord(
-                time=time.time(),
-                duration=0.0,
+                time=upload.began if upload is not None else time.time(),
+                duration=time.monotonic() - upload.started if upload is not None else 0.0,
                 client=connection.peer.client,
                 method=words[0] if whole else "",
                 target=words[1] if whole else refusal.line.decode("latin-1"),
                 protocol=words[2] if whole else "",
                 status=refusal.status,
                 sent=length,
-                received=0,
-                headers=[],
+                received=upload.spool.size if upload is not None and upload.spool is not None else 0,
+                headers=upload.request.headers if upload is not None else [],
                 response_headers=[],
                 user=None,
                 pool=self._ctx.pool.name,

@@ -10,7 +10,7 @@ import random
 import signal
 import socket
 import time
-from _signal import getsignal as _getsignal  # without the enum that `signal` makes of the answer
+from _signal import getsignal as _getsignal  # type: ignore[import-not-found]  # without the enum that `signal` makes
 from collections.abc import Callable, Mapping, Sequence
 
 from preforkd import privileges

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from preforkd import models
-from preforkd.config import Limits, Pool, Timeouts
+from preforkd.config import Body, Limits, Pool, Timeouts
 from preforkd.errors import ExitCode
 from preforkd.http import AccessRecord
 from preforkd.models import ServedHandler
@@ -127,6 +127,7 @@ class Worker:
         handover: tuple[socket.socket, socket.socket] | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
+        body: Body | None = None,
         requests: int = 0,
         spare_files: int = 0,
         access: bool = False,
@@ -140,7 +141,12 @@ class Worker:
         self.spare_files = spare_files
         self.access = access
         self.pool = Pool(
-            name="web", listen=(), app="bench:app", timeouts=timeouts or Timeouts(), limits=limits or Limits()
+            name="web",
+            listen=(),
+            app="bench:app",
+            timeouts=timeouts or Timeouts(),
+            limits=limits or Limits(),
+            body=body or Body(),
         )
         self.events: list[dict[str, Any]] = []
         self.pid = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from preforkd import handlers
-from preforkd.config import Limits, Timeouts
+from preforkd.config import Body, Limits, Timeouts
 from tests.contract.bench import Client, Worker
 from tests.contract.services import BIG, FILE, PIECES, SERVICES, Gate
 
@@ -72,11 +72,13 @@ def test_post(start: Start, connect: Connect, size: int) -> None:
     assert client.get().body == b"web/0"
 
 
-def test_post_in_chunks_that_arrive_slowly(start: Start, connect: Connect) -> None:
-    worker = start()
+@pytest.mark.parametrize("buffer", [0, 3, 1 << 20])
+def test_post_in_chunks_that_arrive_slowly(start: Start, connect: Connect, buffer: int) -> None:
+    worker = start(body=Body(buffer=buffer))
     client = connect()
     client.send(b"POST /echo HTTP/1.1\r\nHost: bench\r\nTransfer-Encoding: chunked\r\n\r\n")
-    worker.wait_for("started")
+    if not buffer:
+        worker.wait_for("started")
     for byte in b"5\r\nhello\r\n1;x=y\r\n!\r\n0\r\nTrailer: t\r\n\r\n":
         client.send(bytes((byte,)))
     assert client.response().body == b"hello!"
@@ -104,10 +106,10 @@ def test_refused_without_continue(start: Start, connect: Connect) -> None:
 def test_the_answer_survives_a_body_that_nobody_reads(start: Start, connect: Connect) -> None:
     start()
     client = connect()
-    client.send(b"POST / HTTP/1.1\r\nHost: bench\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 500_000)
+    client.send(b"POST / HTTP/1.1\r\nHost: bench\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 1_500_000)
     response = client.response()
     assert (response.status, response.headers["connection"]) == (200, "close")
-    client.send(b"x" * 500_000)
+    client.send(b"x" * 1_500_000)
     assert client.until_closed() == b""
 
 
@@ -255,8 +257,9 @@ def test_refused_requests_end_the_connection(start: Start, connect: Connect, raw
     assert not any(event["event"] == "started" for event in worker.events)
 
 
-def test_a_body_that_turns_out_malformed(start: Start, connect: Connect) -> None:
-    worker = start()
+@pytest.mark.parametrize("buffer", [0, 1 << 20])
+def test_a_body_that_turns_out_malformed(start: Start, connect: Connect, buffer: int) -> None:
+    worker = start(body=Body(buffer=buffer))
     client = connect()
     client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n-1\r\n")
     response = client.response()
@@ -264,8 +267,9 @@ def test_a_body_that_turns_out_malformed(start: Start, connect: Connect) -> None
     assert worker.wait_for("request_body_failed")["status"] == 400
 
 
-def test_a_body_above_the_limit(start: Start, connect: Connect) -> None:
-    start(limits=Limits(body=10))
+@pytest.mark.parametrize("buffer", [0, 1 << 20])
+def test_a_body_above_the_limit(start: Start, connect: Connect, buffer: int) -> None:
+    start(limits=Limits(body=10), body=Body(buffer=buffer))
     client = connect()
     client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nabcdef\r\n6\r\nabcdef")
     assert client.response().status == 413
@@ -273,21 +277,25 @@ def test_a_body_above_the_limit(start: Start, connect: Connect) -> None:
     assert connect().post("/echo", b"x" * 10).body == b"x" * 10
 
 
-def test_a_body_that_does_not_come(start: Start, connect: Connect) -> None:
-    start(timeouts=Timeouts(body=0.1))
+@pytest.mark.parametrize("buffer", [0, 1 << 20])
+def test_a_body_that_does_not_come(start: Start, connect: Connect, buffer: int) -> None:
+    start(timeouts=Timeouts(body=0.1), body=Body(buffer=buffer))
     client = connect()
     client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabc")
     assert client.response().status == 408
     assert client.until_closed() == b""
 
 
-def test_a_client_that_leaves_in_its_body(start: Start, connect: Connect) -> None:
-    worker = start()
+@pytest.mark.parametrize("buffer", [0, 1 << 20])
+def test_a_client_that_leaves_in_its_body(start: Start, connect: Connect, buffer: int) -> None:
+    worker = start(body=Body(buffer=buffer), access=True)
     client = connect()
     client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabc")
-    worker.wait_for("started")
+    if not buffer:
+        worker.wait_for("started")
     client.socket.close()
     assert worker.wait_for("request_body_failed")["status"] == 400
+    assert worker.wait_for("access")["status"] == 400
     assert connect().get().status == 200
 
 

@@ -6,6 +6,7 @@ program in a terminal.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -42,6 +43,8 @@ class _Alone:
         self.leaving = False
         self.interactive = True
         self.stopping = True
+        #: Whoever sits in a debugger makes everybody wait: no request is too late.
+        self.serving_since = math.inf
         self.board = Scoreboard(1).writer(0)
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT))
         self._again = False
@@ -61,6 +64,15 @@ class _Alone:
 
     def surplus(self, connections: int, slow: bool = False) -> int:
         return 0
+
+    def took(self) -> None:
+        pass
+
+    def taken(self) -> int:
+        return 0
+
+    def request_refused(self, waited: float) -> None:
+        pass
 
     def request_started(self, request_line: bytes, client: str) -> None:
         # While the application runs, Ctrl-C is the debugger's.

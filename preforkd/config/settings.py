@@ -324,6 +324,14 @@ class Timeouts:
             Duration(), "How long a client may not read its answer.", {"Apache": "SendTimeout", "nginx": "send_timeout"}
         ),
     ] = 30.0
+    queue: Annotated[
+        float,
+        Setting(
+            Duration(),
+            "A request that waited longer for a worker gets a quick 503 with Retry-After; 0: it is served.",
+            {"mod_wsgi": "queue-timeout"},
+        ),
+    ] = 30.0
     probation: Annotated[
         float,
         Setting(

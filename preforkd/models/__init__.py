@@ -104,6 +104,23 @@ class WorkerContext(Protocol):
         """How many of so many connections siblings should have: idle ones are there, and this worker has its share."""
         ...
 
+    @property
+    def serving_since(self) -> float:
+        """When the pool began to serve (monotonic): nobody has waited for it longer. Infinite: nobody is refused."""
+        ...
+
+    def took(self) -> None:
+        """Tells that a connection was taken from a unix listener."""
+        ...
+
+    def taken(self) -> int:
+        """How many connections the workers of the pool that live have taken from unix listeners."""
+        ...
+
+    def request_refused(self, waited: float) -> None:
+        """Tells that a request was answered 503, because it had waited so many seconds for a worker."""
+        ...
+
     def request_started(self, request_line: bytes, client: str) -> None: ...
 
     def request_finished(self) -> None: ...

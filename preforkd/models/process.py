@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import random
 import select
 import socket
 import time
@@ -30,10 +31,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from preforkd.errors import ExitCode
-from preforkd.http import AccessRecord, Exchange, Peer, Refusal, Request, RequestLimits, RequestParser, refusal_bytes
+from preforkd.http import (
+    AccessRecord,
+    ClientGone,
+    Exchange,
+    Peer,
+    Refusal,
+    Request,
+    RequestLimits,
+    RequestParser,
+    refusal_bytes,
+)
 from preforkd.models import handover
 from preforkd.models.connection import Connection
 from preforkd.models.deadlines import Deadlines
+from preforkd.models.overload import Gate, retry_after
 
 if TYPE_CHECKING:
     from preforkd.models import ServedHandler, WorkerContext
@@ -50,6 +62,10 @@ _SILENT_GRACE = 1.0
 _PAUSE = 1.0
 #: A shortage is reported once in so many seconds.
 _REPORT_EVERY = 10.0
+
+#: So much of the body of a request that is turned away is read, so that its connection can be kept (bytes). More costs
+#: more than a new connection.
+_SKIP = 64 * 1024
 
 #: A request that takes so long makes the connections beside it wait (seconds). Far less, and workers that answer in
 #: microseconds would keep counting each other's connections.
@@ -109,6 +125,7 @@ class _Loop:
         self._idle: Deadlines[Connection] = Deadlines(self._timeouts.keepalive)
         self._lingering: Deadlines[Connection] = Deadlines(_LINGER)
         self._ready: deque[Connection] = deque()
+        self._gate = Gate(self._timeouts.queue, ctx.serving_since, self._epoll, ctx.listeners, ctx.taken)
         #: When to accept again after a shortage; infinite while accepting.
         self._resume_at = math.inf
         self._reported_at = -math.inf
@@ -156,7 +173,10 @@ class _Loop:
                 os.close(self._spare)
 
     def _turn(self) -> None:
-        events = self._epoll.poll(self._patience(), _BATCH)
+        if self._gate.doubtful:
+            events = self._gate.poll(self._patience(), _BATCH, self._resume_at == math.inf, time.monotonic)
+        else:
+            events = self._epoll.poll(self._patience(), _BATCH)
         watched = [event for event in events if event[0] in self._watched]
         if watched:
             self._look(watched)
@@ -306,6 +326,7 @@ class _Loop:
         client_fd, address = listener._accept()  # type: ignore[attr-defined]  # not in typeshed
         os.set_blocking(client_fd, False)
         if listener.family == socket.AF_UNIX:
+            self._ctx.took()
             return client_fd, Peer("", 0, server, port)
         return client_fd, Peer(address[0], address[1], server, port)
 
@@ -407,9 +428,15 @@ class _Loop:
         self._heads.discard(connection)
         self._idle.discard(connection)
         exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
+        start = time.monotonic()
+        if start > self._gate.doubt_at:
+            accepted = connection.fresh and not connection.registered
+            waited = self._gate.waited_too_long(connection, self._connections, accepted, start)
+            if waited is not None:
+                self._turn_away(connection, exchange, waited)
+                return
         ctx.request_started(request.line, connection.peer.client)
         began = time.time()
-        start = time.monotonic()
         try:
             self._handler.handle(exchange)
             if not exchange.finished and not exchange.aborted:
@@ -431,6 +458,31 @@ class _Loop:
                 connection.reset_on_close()
             self._close(connection)
         elif exchange.ends_cleanly:
+            self._close(connection)
+        else:
+            self._linger(connection)
+
+    def _turn_away(self, connection: Connection, exchange: Exchange, waited: float) -> None:
+        """Answers a request that has waited too long with 503, without the application; see `overload`."""
+        ctx = self._ctx
+        ctx.request_refused(waited)
+        began = time.time()
+        start = time.monotonic()
+        exchange.skip_body(connection.read, _SKIP)
+        try:
+            exchange.answer_plainly(
+                503,
+                "The service is overloaded; the request has waited too long.",
+                [("Retry-After", str(retry_after(self._timeouts.queue, random.random())))],  # noqa: S311
+            )
+        except ClientGone:
+            pass  # it did not wait so long
+        if ctx.access is not None:
+            self._log_exchange(exchange, began, time.monotonic() - start)
+        connection.fresh = False
+        if exchange.keep_alive:
+            self._next(connection)
+        elif exchange.aborted or exchange.ends_cleanly:
             self._close(connection)
         else:
             self._linger(connection)

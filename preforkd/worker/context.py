@@ -25,6 +25,8 @@ from preforkd.worker.settle import set_title
 _TITLE_INTERVAL = 1.0
 #: The memory of a process is measured at most so often; reading smaps_rollup takes the kernel a millisecond. Seconds.
 _MEMORY_INTERVAL = 1.0
+#: That a pool is overloaded is said at most so often. Seconds.
+_REPORT_EVERY = 10.0
 
 
 class Context:
@@ -55,6 +57,9 @@ class Context:
         self._age_limit = time.monotonic() + self._jittered(recycle.age, recycle.jitter) if recycle.age else 0.0
         self._memory_limit = self._jittered(recycle.memory, recycle.jitter)
         self._measure_at = time.monotonic() + _MEMORY_INTERVAL
+        #: See `preforkd.models.WorkerContext`; the first worker of a pool comes before the master has noted it.
+        self.serving_since = math.inf
+        self._longest_wait = 0.0
         self._titled_at = 0.0
         self._titled = False
 
@@ -73,6 +78,7 @@ class Context:
         privileges.set_pdeathsig(signal.SIGUSR2)
         if master_gone(self._estate.master_pid):
             self._on_orphaned()
+        self.serving_since = self._scoreboard.serving_since or time.monotonic()
         self._set_idle_title()
         self.board.idle()
 
@@ -110,6 +116,35 @@ class Context:
             return 0
         share = self._scoreboard.share()
         return max(0, min(idle, connections - max(1, math.floor(share) if slow else math.ceil(share))))
+
+    def took(self) -> None:
+        """A connection was taken from a unix listener."""
+        self.board.took()
+
+    def taken(self) -> int:
+        """How many connections this worker and its siblings have taken from unix listeners."""
+        return self._scoreboard.taken()
+
+    def request_refused(self, waited: float) -> None:
+        """A request was turned away after ``waited`` seconds: counted, and said once in a while for the whole pool."""
+        self.board.refused()
+        self._longest_wait = max(self._longest_wait, waited)
+        now = time.monotonic()
+        told_at, told = self._scoreboard.told()
+        if told_at and now - told_at < _REPORT_EVERY:
+            return
+        refused = self._scoreboard.refused()
+        # Two workers may both get here, and both say it; better than a lock. A worker that ended took its number along.
+        self.board.told(now, refused)
+        self.log.warning(
+            "overloaded",
+            refused=refused - told if refused > told else 1,
+            longest_wait=round(self._longest_wait, 3),
+            limit=self.pool.timeouts.queue,
+            hint="requests come faster than they are answered; raise workers.max if processor and memory allow, or make"
+            " the application faster",
+        )
+        self._longest_wait = 0.0
 
     def request_started(self, request_line: bytes, client: str) -> None:
         """A complete request begins; arms its time limit and tells the master when spare workers run short."""

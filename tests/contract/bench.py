@@ -70,6 +70,8 @@ class Context:
         self._orders = orders
         self._recycled = False
         self.interactive = False
+        self.serving_since = time.monotonic()
+        self._taken = 0
         self._requests_left = worker.requests
 
     def watch(self) -> Mapping[int, Callable[[], None]]:
@@ -97,6 +99,15 @@ class Context:
 
     def surplus(self, connections: int, slow: bool = False) -> int:
         return 0
+
+    def took(self) -> None:
+        self._taken += 1
+
+    def taken(self) -> int:
+        return self._taken
+
+    def request_refused(self, waited: float) -> None:
+        self._reporter.report("refused", waited=waited)
 
     def request_finished(self) -> None:
         self._reporter.report("finished")

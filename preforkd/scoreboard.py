@@ -12,7 +12,7 @@ checks.
 it is written; a reader tries a few times and then takes what is there, because a writer that died half-way leaves it
 odd for ever.
 
-Layout: header, 8 words · one activity byte a slot · one row of 8 words a slot · one text area of 256 bytes a slot.
+Layout: header, 8 words · one activity byte a slot · one row of 16 words a slot · one text area of 256 bytes a slot.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from preforkd.model import Activity
 
 _HEADER_WORDS = 8
-_ARMED, _STOPPING = 0, 1
+_ARMED, _STOPPING, _SERVING = range(3)
 
-_ROW_WORDS = 8
+#: Two cache lines; the first holds what changes with every request.
+_ROW_WORDS = 16
 _SINCE, _REQUESTS, _SEQUENCE, _LENGTHS, _CONNECTIONS, _BUSY_NS, _MEMORY, _WAITING = range(8)
+_TAKEN, _REFUSED, _TOLD_AT, _TOLD = range(8, 12)
 
 _TEXT = 256
 _LINE_MAX = 192
@@ -58,6 +60,7 @@ class SlotView:
     connections: int
     busy: float
     memory: int
+    refused: int
     request: str
     client: str
     torn: bool = False
@@ -100,6 +103,15 @@ class Scoreboard:
     def stopping(self, value: bool) -> None:
         self._header[_STOPPING] = value
 
+    @property
+    def serving_since(self) -> float:
+        """Since when at least one worker serves without a break (monotonic seconds); 0: none. Written by the master."""
+        return self._header[_SERVING] / 1e9
+
+    @serving_since.setter
+    def serving_since(self, value: float) -> None:
+        self._header[_SERVING] = int(value * 1e9)
+
     def clear(self, slot: int) -> None:
         """Forget a slot's last worker. Master only, after the worker was reaped (or was never born)."""
         self._states[slot] = Activity.UNSET
@@ -123,6 +135,23 @@ class Scoreboard:
         states = self._states.tobytes()
         serving = states.count(_IDLE_BYTE) + states.count(_BUSY_BYTE)
         return sum(self._rows[_CONNECTIONS::_ROW_WORDS]) / max(1, serving)
+
+    def taken(self) -> int:
+        """How many connections the workers that live have taken from unix listeners."""
+        return sum(self._rows[_TAKEN::_ROW_WORDS])
+
+    def refused(self) -> int:
+        """How many requests the workers that live have turned away."""
+        return sum(self._rows[_REFUSED::_ROW_WORDS])
+
+    def told(self) -> tuple[float, int]:
+        """When a worker last reported that requests are turned away (monotonic seconds, 0: never), and how many it
+        counted then."""
+        at = max(self._rows[_TOLD_AT::_ROW_WORDS])
+        if not at:
+            return 0.0, 0
+        row = list(self._rows[_TOLD_AT::_ROW_WORDS]).index(at) * _ROW_WORDS
+        return at / 1e9, self._rows[row + _TOLD]
 
     def memory(self) -> int:
         """What the largest worker has last said that it takes, bytes; 0 if none has."""
@@ -162,6 +191,7 @@ class Scoreboard:
             connections=rows[row + _CONNECTIONS],
             busy=rows[row + _BUSY_NS] / 1e9,
             memory=rows[row + _MEMORY],
+            refused=rows[row + _REFUSED],
             request=line.decode("latin-1"),
             client=client.decode("latin-1"),
             torn=torn,
@@ -247,3 +277,16 @@ class SlotWriter:
     def memory(self, size: int) -> None:
         """The worker's own measure of its memory, bytes."""
         self._row[_MEMORY] = size
+
+    def took(self) -> None:
+        """A connection was taken from a unix listener."""
+        self._row[_TAKEN] += 1
+
+    def refused(self) -> None:
+        """A request was turned away, because it had waited too long."""
+        self._row[_REFUSED] += 1
+
+    def told(self, now: float, refused: int) -> None:
+        """This worker reports that the pool has turned so many away, at ``now`` (monotonic seconds)."""
+        self._row[_TOLD] = refused
+        self._row[_TOLD_AT] = int(now * 1e9)

@@ -6,10 +6,12 @@ program in a terminal.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import setproctitle
@@ -40,8 +42,11 @@ class _Alone:
         self.access = access
         self.handover = None
         self.leaving = False
+        self.alarmed = False
         self.interactive = True
         self.stopping = True
+        #: Whoever sits in a debugger makes everybody wait: no request is too late.
+        self.serving_since = math.inf
         self.board = Scoreboard(1).writer(0)
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT))
         self._again = False
@@ -62,12 +67,23 @@ class _Alone:
     def surplus(self, connections: int, slow: bool = False) -> int:
         return 0
 
-    def request_started(self, request_line: bytes, client: str) -> None:
+    def took(self) -> None:
+        pass
+
+    def taken(self) -> int:
+        return 0
+
+    def request_refused(self, waited: float) -> None:
+        pass
+
+    def request_started(self, request_line: bytes, client: str) -> float:
         # While the application runs, Ctrl-C is the debugger's.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        return time.monotonic()
 
-    def request_finished(self) -> None:
+    def request_finished(self) -> float:
         signal.signal(signal.SIGINT, self._wakeup.note)
+        return time.monotonic()
 
     def rests(self) -> None:
         pass

@@ -326,6 +326,14 @@ class Timeouts:
             {"Apache": "SendTimeout", "nginx": "send_timeout"},
         ),
     ] = 30.0
+    queue: Annotated[
+        float,
+        Setting(
+            Duration(),
+            "A request that waited longer for a worker gets a quick 503 with Retry-After; 0: it is served.",
+            {"mod_wsgi": "queue-timeout"},
+        ),
+    ] = 30.0
     probation: Annotated[
         float,
         Setting(

@@ -240,6 +240,27 @@ class Exchange:
         left = self._parser.body_left
         return left is not None and left <= _WORTH_DRAINING and not self._continue and self._broken is None
 
+    def skip_body(self, arrived: Callable[[], bytes | None], most: int) -> None:
+        """Takes what has arrived of a body that nobody will read, without waiting, so that the connection can be kept.
+
+        A body that is not complete then is left, and the connection ends after the answer; so it does where the client
+        waits for a 100 (Continue) and may never send it (RFC 9110, 10.1.1).
+
+        Args:
+            arrived: Reads without waiting: None if nothing is there, empty at the client's end; may raise OSError.
+            most: When to give up, bytes.
+        """
+        self._look_for_end()
+        while not self.body_ended and self._broken is None and not self._continue and self.received < most:
+            try:
+                data = arrived()
+            except OSError:
+                return
+            if not data:
+                return
+            self._parser.feed(data)
+            self._look_for_end()
+
     # -- the answer ---------------------------------------------------------------------------------------------------
 
     def start(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
@@ -399,8 +420,10 @@ class Exchange:
         if data and self.request.http11 and not self.committed:
             self._send((data,))
 
-    def answer_plainly(self, status: int, reason: str) -> None:
+    def answer_plainly(self, status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Answers with a plain page instead of the application; aborts if an answer is already on its way.
+
+        ``headers`` are fields beside those that describe the page.
 
         Raises:
             ClientGone: It cannot be sent.
@@ -408,7 +431,7 @@ class Exchange:
         if self.committed:
             self.abort()
             return
-        self.head, body = plain_page(status, reason)
+        self.head, body = plain_page(status, reason, headers)
         self.write(body)
         self.finish()
 

@@ -246,8 +246,11 @@ def phrase(status: int) -> str:
         return "Unknown"
 
 
-def plain_page(status: int, reason: str) -> tuple[CheckedHead, bytes]:
-    """A page for an error that no application answers: the code, its name, one sentence. Plain text, never cached."""
+def plain_page(status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> tuple[CheckedHead, bytes]:
+    """A page for an error that no application answers: the code, its name, one sentence. Plain text, never cached.
+
+    ``headers`` are further fields.
+    """
     body = f"{status} {phrase(status)}\n\n{reason}\n".encode("utf-8", "replace")
     head = CheckedHead(
         f"{status} {phrase(status)}",
@@ -255,6 +258,7 @@ def plain_page(status: int, reason: str) -> tuple[CheckedHead, bytes]:
             ("Content-Type", "text/plain; charset=utf-8"),
             ("Cache-Control", "no-store"),
             ("Content-Length", str(len(body))),
+            *headers,
         ],
     )
     return head, body

@@ -490,6 +490,7 @@ class Master:
             return Load()
         pools = {}
         for name, place in world.pools.items():
+            self._note_service(place, world.number, now)
             idle = frozenset(
                 worker.id
                 for worker in table.of(name)
@@ -504,6 +505,15 @@ class Master:
             )
             pools[name] = self._with_room(place, PoolLoad(idle, queued))
         return Load(pools)
+
+    def _note_service(self, place: PoolWorld, generation: int, now: float) -> None:
+        """Tell the workers since when there is somebody to wait for: who came earlier has not waited for them."""
+        serving = any(
+            worker.generation == generation and worker.state is WorkerState.SERVING
+            for worker in self._supervisor.table.of(place.goal.name)
+        )
+        if serving != bool(place.board.serving_since):
+            place.board.serving_since = now if serving else 0.0
 
     def _with_room(self, place: PoolWorld, load: PoolLoad) -> PoolLoad:
         """A pool that may want to grow is told how far memory, processes and descriptors let it."""

@@ -87,6 +87,7 @@ def _worker(worker: Worker, worlds: Mapping[int, World], now: float) -> dict[str
     view = world.pools[worker.pool].board.view(worker.slot)
     shown["requests"] = view.requests
     shown["connections"] = view.connections
+    shown["refused"] = view.refused
     shown["seconds_busy"] = round(view.busy, 3)
     if worker.ready_at:
         shown["age"] = round(now - worker.ready_at, 1)
@@ -146,10 +147,11 @@ def as_text(value: Mapping[str, Any]) -> str:
                 if "request" in worker
                 else ""
             )
+            refused = f", {worker['refused']} refused" if worker.get("refused") else ""
             why = f" ({worker['why']})" if "why" in worker else ""
             pid = worker["pid"] or "-"
             lines.append(
                 f"  {name}/{worker['slot']:<3} pid {pid:<7} g{worker['generation']:<3} {worker['state']}{why},"
-                f" {worker['requests']} requests{request}"
+                f" {worker['requests']} requests{refused}{request}"
             )
     return "\n".join(lines)

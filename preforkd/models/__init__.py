@@ -104,12 +104,36 @@ class WorkerContext(Protocol):
         """How many of so many connections siblings should have: idle ones are there, and this worker has its share."""
         ...
 
-    def request_started(self, request_line: bytes, client: str) -> None: ...
+    @property
+    def serving_since(self) -> float:
+        """When the pool began to serve (monotonic): nobody has waited for it longer. Infinite: nobody is refused."""
+        ...
 
-    def request_finished(self) -> None: ...
+    def took(self) -> None:
+        """Tells that a connection was taken from a unix listener."""
+        ...
+
+    def taken(self) -> int:
+        """How many connections the workers of the pool that live have taken from unix listeners."""
+        ...
+
+    def request_refused(self, waited: float) -> None:
+        """Tells that a request was answered 503, because it had waited so many seconds for a worker."""
+        ...
+
+    def request_started(self, request_line: bytes, client: str) -> float:
+        """Returns the time (monotonic seconds), as does `request_finished`."""
+        ...
+
+    def request_finished(self) -> float: ...
+
+    @property
+    def alarmed(self) -> bool:
+        """An alarm is armed for the time limit of requests, and must be disarmed (`rests`) before a longer wait."""
+        ...
 
     def rests(self) -> None:
-        """Tells that the worker is about to wait, with nothing to do."""
+        """Tells that the worker has nothing to do for a while."""
         ...
 
     def exit_code(self) -> ExitCode: ...

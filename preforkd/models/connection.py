@@ -40,9 +40,9 @@ _RESET = struct.pack("ii", 1, 0)
 class Connection:
     """One client. As an `http.Transport` it blocks, at the paces of ``timeouts.body``, ``send`` and ``limits.rate``.
 
-    The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: it is in
-    the poll set; ``queued``: it is among those to be looked at next; ``closed``; ``upload``: what it is parked with
-    while a body arrives.
+    The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``heading``: a head is
+    awaited, with a deadline; ``registered``: it is in the poll set; ``queued``: it is among those to be looked at next;
+    ``closed``; ``upload``: what it is parked with while a body arrives.
     """
 
     __slots__ = (
@@ -54,6 +54,7 @@ class Connection:
         "closed",
         "fd",
         "fresh",
+        "heading",
         "parser",
         "peer",
         "queued",
@@ -68,6 +69,7 @@ class Connection:
         self.peer = peer
         self.parser = parser
         self.fresh = True
+        self.heading = False
         self.registered = False
         self.queued = False
         self.closed = False

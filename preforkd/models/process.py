@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import random
 import select
 import socket
 import time
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING
 from preforkd.errors import ExitCode
 from preforkd.http import (
     AccessRecord,
+    ClientGone,
     Data,
     End,
     Exchange,
@@ -46,6 +48,7 @@ from preforkd.http import (
 from preforkd.models import handover
 from preforkd.models.connection import Connection
 from preforkd.models.deadlines import Deadlines
+from preforkd.models.overload import Gate, retry_after
 from preforkd.models.upload import Spool, Upload, received_first
 
 if TYPE_CHECKING:
@@ -66,9 +69,15 @@ _EAGER = 4
 #: A shortage is reported once in so many seconds.
 _REPORT_EVERY = 10.0
 
+#: So much of the body of a request that is turned away is read, so that its connection can be kept (bytes). More costs
+#: more than a new connection.
+_SKIP = 64 * 1024
+
 #: A request that takes so long makes the connections beside it wait (seconds). Far less, and workers that answer in
 #: microseconds would keep counting each other's connections.
 _SLOW = 0.002
+#: After the last request the next one is awaited for so long before the alarm of its time limit is disarmed (seconds).
+_RESTLESS = 0.02
 
 _EXCLUSIVE = select.EPOLLIN | select.EPOLLEXCLUSIVE
 #: Failures of a connection that was in the queue, not of the listener: accept(2), "Error handling".
@@ -127,6 +136,11 @@ class _Loop:
         self._idle: Deadlines[Connection] = Deadlines(self._timeouts.keepalive)
         self._lingering: Deadlines[Connection] = Deadlines(_LINGER)
         self._ready: deque[Connection] = deque()
+        self._gate = Gate(self._timeouts.queue, ctx.serving_since, self._epoll, ctx.listeners, ctx.taken)
+        #: The earliest of all deadlines at the last wait; later ones have been set since.
+        self._nearest = math.inf
+        #: When the last request ended.
+        self._now = -math.inf
         #: When to accept again after a shortage; infinite while accepting.
         self._resume_at = math.inf
         self._reported_at = -math.inf
@@ -179,37 +193,73 @@ class _Loop:
                 os.close(self._spare)
 
     def _turn(self) -> None:
-        events = self._epoll.poll(self._patience(), _BATCH)
-        watched = [event for event in events if event[0] in self._watched]
-        if watched:
-            self._look(watched)
-            if self._ctx.leaving and not self._left:
-                return  # what is ready is reported again, and served knowing that we leave
+        events = self._poll()
+        get = self._connections.get
+        held: list[Connection] = []
+        others: list[tuple[int, int]] = []
+        for event in events:
+            connection = get(event[0])
+            if connection is None:
+                others.append(event)
+            else:
+                held.append(connection)
+        if others:
+            watched = [event for event in others if event[0] in self._watched]
+            if watched:
+                self._look(watched)
+                if self._ctx.leaving and not self._left:
+                    return  # what is ready is reported again, and served knowing that we leave
         for _ in range(len(self._ready)):
             connection = self._ready.popleft()
             connection.queued = False
             if not connection.closed:
                 self._advance(connection)
-        readable = [fd for fd, _mask in events if fd in self._connections]
-        several = len(readable) > 1
-        for fd, _mask in events:
-            connection_ = self._connections.get(fd)
-            if connection_ is not None:
-                if several:
-                    if fd in readable:
-                        readable.remove(fd)
-                    self._share(readable)
-                self._receive(connection_)
-            elif fd in self._listeners:
-                if not self._ctx.leaving:
+        if len(held) == 1:
+            self._receive(held[0])
+        elif held:
+            self._receive_all(held)
+        if not self._ctx.leaving:
+            for fd, _mask in others:
+                if fd in self._listeners:
                     self._accept(fd)
-            elif self._handover is not None and fd == self._handover[1].fileno() and not self._ctx.leaving:
-                self._adopt()
-        self._expire()
+                elif self._handover is not None and fd == self._handover[1].fileno():
+                    self._adopt()
+        if time.monotonic() >= self._nearest:
+            self._expire()
+
+    def _poll(self) -> list[tuple[int, int]]:
+        patience = self._patience()
+        if self._ctx.alarmed:
+            # Disarming costs a system call, and so does arming for the next request, which may be about to come.
+            patience = _RESTLESS if patience is None else min(patience, _RESTLESS)
+            events = self._epoll.poll(patience, _BATCH)
+            if not events and patience:
+                self._ctx.rests()
+            return events
+        if self._gate.doubtful:
+            return self._gate.poll(patience, _BATCH, self._resume_at == math.inf, time.monotonic)
+        return self._epoll.poll(patience, _BATCH)
+
+    def _receive_all(self, held: list[Connection]) -> None:
+        """Several connections are readable. Who has to wait behind another is offered to siblings, first of all and
+        whenever a while has passed."""
+        self._share(held)
+        shared_at = self._now
+        held.reverse()
+        while held:
+            connection = held.pop()
+            self._ctx.keeps_waiting(len(held))
+            if connection.closed:
+                continue  # handed over, or a victim of a shortage
+            self._receive(connection)
+            if held and self._now - shared_at > _SLOW:
+                shared_at = self._now
+                self._share(held)
 
     def _patience(self) -> float | None:
         """How long the next wait may take: None, for ever, when nothing is pending."""
         if self._ready:
+            self._nearest = -math.inf
             return 0
         nearest = min(
             self._heads.nearest(),
@@ -218,6 +268,7 @@ class _Loop:
             self._lingering.nearest(),
             self._resume_at,
         )
+        self._nearest = nearest
         return None if nearest == math.inf else max(0.0, nearest - time.monotonic())
 
     def _look(self, events: list[tuple[int, int]]) -> None:
@@ -337,6 +388,7 @@ class _Loop:
         client_fd, address = listener._accept()  # type: ignore[attr-defined]  # not in typeshed
         os.set_blocking(client_fd, False)
         if listener.family == socket.AF_UNIX:
+            self._ctx.took()
             return client_fd, Peer("", 0, server, port)
         return client_fd, Peer(address[0], address[1], server, port)
 
@@ -429,11 +481,16 @@ class _Loop:
         """Waits for more bytes: of a head, from when its first byte came (or the client), or of the next request."""
         if connection.parser.between and not connection.fresh:
             self._heads.discard(connection)
-            self._idle.add(connection, time.monotonic() + self._idle.timeout)
+            connection.heading = False
+            self._idle.renew(connection, time.monotonic())
         elif connection not in self._heads:
             self._idle.discard(connection)
-            self._heads.add(connection, time.monotonic() + self._heads.timeout)
+            self._await_head(connection, time.monotonic() + self._heads.timeout)
         self._register(connection)
+
+    def _await_head(self, connection: Connection, deadline: float) -> None:
+        connection.heading = True
+        self._heads.add(connection, deadline)
 
     def _register(self, connection: Connection) -> None:
         if not connection.registered:
@@ -555,6 +612,7 @@ class _Loop:
     def _drain(self, connection: Connection, request: Request) -> None:
         """The answer is sent, a little of the request's body is still to come, and the connection is kept: the rest is
         taken and thrown away, at the pace of a body."""
+        self._idle.discard(connection)
         connection.upload = Upload(request, None, connection.body_pace(), time.time(), time.monotonic())
         self._gather(connection)
 
@@ -578,21 +636,21 @@ class _Loop:
 
     def _serve(self, connection: Connection, request: Request, upload: Upload | None = None) -> None:
         ctx = self._ctx
-        self._heads.discard(connection)
-        self._idle.discard(connection)
+        if connection.heading:
+            connection.heading = False
+            self._heads.discard(connection)
         stored = None
-        began = time.time()
-        start = came = time.monotonic()
-        if upload is not None:
+        if upload is None:
+            if self._now > self._gate.doubt_at and self._turned_away(connection, request):
+                return
+        else:
             # Its file is the application's now, and stays open in a child that it forks.
             self._uploads.discard(connection)
             connection.upload = None
-            stored, began, came = upload.spool, upload.began, upload.started
-            connection.begin(upload.pace(start))
-        else:
-            connection.begin()
+            stored = upload.spool
         exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving, stored)
-        ctx.request_started(request.line, connection.peer.client)
+        start = ctx.request_started(request.line, connection.peer.client)
+        connection.begin(None if upload is None else upload.pace(start))
         try:
             self._handler.handle(exchange)
             if not exchange.finished and not exchange.aborted:
@@ -601,20 +659,27 @@ class _Loop:
         finally:
             if self._disowned:
                 os._exit(0)
+            self._now = now = ctx.request_finished()
             if ctx.access is not None:
-                self._log_exchange(exchange, began, time.monotonic() - came)
-            ctx.request_finished()
+                self._log_exchange(exchange, now - (start if upload is None else upload.started))
             if stored is not None:
                 stored.close()
         connection.fresh = False
         if exchange.keep_alive:
-            if exchange.body_ended:
-                self._next(connection)
-            else:
+            if not exchange.body_ended:
                 self._drain(connection, request)
-            if time.monotonic() - start > _SLOW and len(self._connections) > 1:
+            elif connection.registered and not connection.parser.unread:
+                self._idle.renew(connection, now)  # the poll set tells
+            else:
+                self._next(connection)
+            if now - start > _SLOW and len(self._connections) > 1:
                 self._share_parked()
-        elif exchange.aborted:
+        else:
+            self._end(connection, exchange)
+
+    def _end(self, connection: Connection, exchange: Exchange) -> None:
+        """The answer was the connection's last."""
+        if exchange.aborted:
             if exchange.close_delimited or exchange.stalled:
                 connection.reset_on_close()
             self._close(connection)
@@ -623,11 +688,39 @@ class _Loop:
         else:
             self._linger(connection)
 
+    def _turned_away(self, connection: Connection, request: Request) -> bool:
+        """Answers a request that has waited too long with 503, without the application; see `overload`."""
+        ctx = self._ctx
+        start = time.monotonic()
+        accepted = connection.fresh and not connection.registered
+        waited = self._gate.waited_too_long(connection, self._connections, accepted, start)
+        if waited is None:
+            return False
+        ctx.request_refused(waited)
+        exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
+        exchange.skip_body(connection.read, _SKIP)
+        try:
+            exchange.answer_plainly(
+                503,
+                "The service is overloaded; the request has waited too long.",
+                [("Retry-After", str(retry_after(self._timeouts.queue, random.random())))],  # noqa: S311
+            )
+        except ClientGone:
+            pass  # it did not wait so long
+        self._now = time.monotonic()
+        if ctx.access is not None:
+            self._log_exchange(exchange, self._now - start)
+        connection.fresh = False
+        if exchange.keep_alive:
+            self._next(connection)
+        else:
+            self._end(connection, exchange)
+        return True
+
     def _next(self, connection: Connection) -> None:
         """After an answer that leaves the connection open: the next request may be here already."""
         if connection.parser.unread:
-            connection.queued = True
-            self._ready.append(connection)
+            self._queue(connection)
         elif connection.registered:
             self._park(connection)  # the poll set tells
         else:
@@ -640,10 +733,15 @@ class _Loop:
                 self._park(connection)
             elif data:
                 connection.parser.feed(data)
-                connection.queued = True
-                self._ready.append(connection)
+                self._queue(connection)
             else:
                 self._close(connection)
+
+    def _queue(self, connection: Connection) -> None:
+        """Its next request is here; others are looked at first."""
+        self._idle.discard(connection)
+        connection.queued = True
+        self._ready.append(connection)
 
     def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         data, length = refusal_bytes(refusal.status, refusal.reason)
@@ -724,17 +822,14 @@ class _Loop:
             deadline = time.monotonic() + self._timeouts.graceful
         (self._idle if idle else self._heads).add(connection, deadline)
 
-    def _share(self, readable: list[int]) -> None:
-        """Others are waiting behind the one that is served next: what is above our share of them goes to idle siblings.
-
-        ``readable`` loses what is given away; how many are left is told.
-        """
-        if readable and self._handover is not None:
-            for _ in range(min(self._ctx.surplus(len(self._connections)), len(readable))):
-                connection = self._connections.get(readable.pop())
-                if connection is not None and (connection in self._idle or connection in self._heads):
+    def _share(self, waiting: list[Connection]) -> None:
+        """Several are readable, and one is served at a time: what is above our share goes to idle siblings, the last
+        first."""
+        if self._handover is not None:
+            for _ in range(min(self._ctx.surplus(len(self._connections)), len(waiting) - 1)):
+                connection = waiting.pop()
+                if connection in self._idle or connection in self._heads:
                     self._hand_over(connection)
-        self._ctx.keeps_waiting(len(readable))
 
     def _share_parked(self) -> None:
         """A request that took its time has kept our other connections from being served, and the next one will: what is
@@ -759,11 +854,9 @@ class _Loop:
         if connection.parser.between:
             self._park(connection)
         else:
-            self._heads.add(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
+            self._await_head(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
             self._register(connection)
-            # A complete head may have been handed over as well.
-            connection.queued = True
-            self._ready.append(connection)
+            self._queue(connection)  # a complete head may have been handed over as well
 
     def _keep_spare(self) -> bool:
         try:
@@ -775,12 +868,12 @@ class _Loop:
 
     # -- the access log -----------------------------------------------------------------------------------------------
 
-    def _log_exchange(self, exchange: Exchange, began: float, duration: float) -> None:
+    def _log_exchange(self, exchange: Exchange, duration: float) -> None:
         request = exchange.request
         head = exchange.head
         self._log_access(
             AccessRecord(
-                time=began,
+                time=time.time() - duration,
                 duration=duration,
                 client=exchange.peer.client,
                 method=request.method,

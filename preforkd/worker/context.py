@@ -30,6 +30,8 @@ _MEMORY_INTERVAL = 1.0
 #: seconds.
 _ALARM_SHARE = 0.02
 _ALARM_SLACK = 0.5
+#: That a pool is overloaded is said at most so often. Seconds.
+_REPORT_EVERY = 10.0
 
 
 class Context:
@@ -44,6 +46,9 @@ class Context:
         self.name = f"{estate.pool.name}/{slot}"
         self.listeners: Sequence[socket.socket] = estate.listeners
         self.board = estate.board.writer(slot)
+        #: Told with every request, and therefore without a call between.
+        self.holds = self.board.connections
+        self.keeps_waiting = self.board.waiting
         self.access: AccessLog | None = estate.logs.access
         self.log: EventLog = estate.logs.events.bound(pool=estate.pool.name, worker=self.name, pid=os.getpid())
         self.handover = estate.handover
@@ -62,6 +67,9 @@ class Context:
         self._age_limit = time.monotonic() + self._jittered(recycle.age, recycle.jitter) if recycle.age else 0.0
         self._memory_limit = self._jittered(recycle.memory, recycle.jitter)
         self._measure_at = time.monotonic() + _MEMORY_INTERVAL
+        #: See `preforkd.models.WorkerContext`; the first worker of a pool comes before the master has noted it.
+        self.serving_since = math.inf
+        self._longest_wait = 0.0
         self._titled_at = 0.0
         self._titled = False
 
@@ -80,6 +88,7 @@ class Context:
         privileges.set_pdeathsig(signal.SIGUSR2)
         if master_gone(self._estate.master_pid):
             self._on_orphaned()
+        self.serving_since = self._scoreboard.serving_since or time.monotonic()
         self._set_idle_title()
         self.board.idle()
 
@@ -97,14 +106,6 @@ class Context:
             watched[self._channel.fileno()] = self._on_channel
         return watched
 
-    def holds(self, connections: int) -> None:
-        """How many connections this worker has."""
-        self.board.connections(connections)
-
-    def keeps_waiting(self, ready: int) -> None:
-        """How many connections have something to read and wait for what the worker does first."""
-        self.board.waiting(ready)
-
     def surplus(self, connections: int, slow: bool = False) -> int:
         """How many of so many connections siblings should have: those above this worker's share, one an idle sibling.
 
@@ -118,7 +119,36 @@ class Context:
         share = self._scoreboard.share()
         return max(0, min(idle, connections - max(1, math.floor(share) if slow else math.ceil(share))))
 
-    def request_started(self, request_line: bytes, client: str) -> None:
+    def took(self) -> None:
+        """A connection was taken from a unix listener."""
+        self.board.took()
+
+    def taken(self) -> int:
+        """How many connections this worker and its siblings have taken from unix listeners."""
+        return self._scoreboard.taken()
+
+    def request_refused(self, waited: float) -> None:
+        """A request was turned away after ``waited`` seconds: counted, and said once in a while for the whole pool."""
+        self.board.refused()
+        self._longest_wait = max(self._longest_wait, waited)
+        now = time.monotonic()
+        told_at, told = self._scoreboard.told()
+        if told_at and now - told_at < _REPORT_EVERY:
+            return
+        refused = self._scoreboard.refused()
+        # Two workers may both get here, and both say it; better than a lock. A worker that ended took its number along.
+        self.board.told(now, refused)
+        self.log.warning(
+            "overloaded",
+            refused=refused - told if refused > told else 1,
+            longest_wait=round(self._longest_wait, 3),
+            limit=self.pool.timeouts.queue,
+            hint="requests come faster than they are answered; raise workers.max if processor and memory allow, or make"
+            " the application faster",
+        )
+        self._longest_wait = 0.0
+
+    def request_started(self, request_line: bytes, client: str) -> float:
         """A complete request begins; arms its time limit and tells the master when spare workers run short."""
         now = self.board.busy(request_line, client)
         if self._request_timeout and now + self._request_timeout > self._alarm_at and not self._orphaned:
@@ -132,8 +162,9 @@ class Context:
             set_title(f"{self.name} g{self.generation} {line}")
             self._titled_at = now
             self._titled = True
+        return now
 
-    def request_finished(self) -> None:
+    def request_finished(self) -> float:
         """The request is over: counted; the recycling limits are looked at."""
         now = self.board.finished()
         if self.leaving:
@@ -152,9 +183,15 @@ class Context:
             self._recycle("age", self.pool.recycle.age)
         if now >= self._measure_at:
             self._measure(now)
+        return now
+
+    @property
+    def alarmed(self) -> bool:
+        """Is an alarm armed, for a request that has ended perhaps?"""
+        return self._alarm_at > 0
 
     def rests(self) -> None:
-        """The worker is about to wait: no request is there that the alarm could be for."""
+        """Nothing to do: there is no request that the alarm could be for."""
         if self._alarm_at:
             self._alarm_at = 0.0
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -65,11 +65,14 @@ class Context:
         self.access = reporter if worker.access else None
         self.log = reporter
         self.leaving = False
+        self.alarmed = False
         self.stopping = False
         self._reporter = reporter
         self._orders = orders
         self._recycled = False
         self.interactive = False
+        self.serving_since = time.monotonic()
+        self._taken = 0
         self._requests_left = worker.requests
 
     def watch(self) -> Mapping[int, Callable[[], None]]:
@@ -86,8 +89,9 @@ class Context:
             case _:
                 pass  # a wake-up without meaning
 
-    def request_started(self, request_line: bytes, client: str) -> None:
+    def request_started(self, request_line: bytes, client: str) -> float:
         self._reporter.report("started", line=request_line.decode(), client=client)
+        return time.monotonic()
 
     def holds(self, connections: int) -> None:
         pass
@@ -101,11 +105,21 @@ class Context:
     def rests(self) -> None:
         pass
 
-    def request_finished(self) -> None:
+    def took(self) -> None:
+        self._taken += 1
+
+    def taken(self) -> int:
+        return self._taken
+
+    def request_refused(self, waited: float) -> None:
+        self._reporter.report("refused", waited=waited)
+
+    def request_finished(self) -> float:
         self._reporter.report("finished")
         self._requests_left -= 1
         if not self._requests_left:
             self.leaving = self._recycled = True
+        return time.monotonic()
 
     def exit_code(self) -> ExitCode:
         return ExitCode.RECYCLED if self._recycled else ExitCode.OK

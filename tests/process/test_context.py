@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,16 +141,36 @@ def test_nothing_is_recycled_where_nothing_is_said(run: Run) -> None:
 # --- the request's timer ---------------------------------------------------------------------------------------------
 
 
-def test_the_timer_runs_only_while_a_request_does(run: Run) -> None:
+def test_the_timer_runs_while_requests_do(run: Run) -> None:
     def served(worker: Worker) -> list[bool]:
-        states = [worker.timer() > 0]
-        worker.context.request_started(b"GET / HTTP/1.1", "192.0.2.1")
-        states.append(50 < worker.timer() <= 60)
-        worker.context.request_finished()
-        states.append(worker.timer() > 0)
+        context = worker.context
+        states = [worker.timer() > 0, context.alarmed]
+        context.request_started(b"GET / HTTP/1.1", "192.0.2.1")
+        states += [60 < worker.timer() <= 60.5, context.alarmed]
+        context.request_finished()
+        context.rests()
+        states += [worker.timer() > 0, context.alarmed]
         return states
 
-    assert run(served, timeouts={"request": "60s"}) == [False, True, False]
+    assert run(served, timeouts={"request": "60s"}) == [False, False, True, True, False, False]
+
+
+def test_the_next_request_has_its_time_too(run: Run) -> None:
+    def served(worker: Worker) -> bool:
+        context = worker.context
+        lowest = before = math.inf
+        for _ in range(1_000_000):
+            began = time.monotonic()
+            context.request_started(b"GET / HTTP/1.1", "192.0.2.1")
+            left = worker.timer()
+            lowest = min(lowest, left + time.monotonic() - began)
+            context.request_finished()
+            if left > before:
+                return lowest >= 0.1  # armed again in time, and not with every request
+            before = left
+        return False
+
+    assert run(served, timeouts={"request": "100ms"})
 
 
 def test_there_is_no_timer_where_no_limit_is_set(run: Run) -> None:

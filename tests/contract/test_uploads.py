@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from preforkd.config import Body, Limits, Timeouts
 from preforkd.errors import ExitCode
-from tests.contract.bench import Client, Worker
+from tests.contract.bench import PATIENCE, Client, Worker
 from tests.contract.services import BIG, Gate
 
 Start = Callable[..., Worker]
@@ -473,6 +475,20 @@ def test_early_hints(start: Start, connect: Connect) -> None:
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"late.css" not in answer
     assert client.get().body == b"web/0"
+
+
+def test_curl_understands_early_hints(start: Start, listener: socket.socket) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not installed")
+    start()
+    host, port = listener.getsockname()
+    url = f"http://{host}:{port}/hints"
+    done = subprocess.run([curl, "-sS", "-i", "--noproxy", "*", url, url], capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"HTTP/1.1 103 Early Hints\r\n") == 4
+    assert done.stdout.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert done.stdout.endswith(b"\r\n\r\nok")
 
 
 def test_early_hints_are_not_for_http_1_0(start: Start, connect: Connect) -> None:

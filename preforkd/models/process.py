@@ -64,8 +64,9 @@ _LINGER = 2.0
 _SILENT_GRACE = 1.0
 #: How long accepting pauses when descriptors have run out and none can be freed here.
 _PAUSE = 1.0
-#: How many pieces of a body (64 KiB each) are read before others have their turn.
-_EAGER = 4
+#: How many pieces of a body (64 KiB each) are read before others have their turn: less than a millisecond, and as much
+#: memory as is taken before the disk is.
+_EAGER = 16
 #: A shortage is reported once in so many seconds.
 _REPORT_EVERY = 10.0
 
@@ -516,9 +517,10 @@ class _Loop:
             event = parser.next_event()
             if type(event) is Data:
                 upload.progress(time.monotonic(), len(event.data))
-                if upload.spool is not None and not self._keep(upload.spool, event.data):
-                    self._serve(connection, upload.request, upload)
-                    return
+                if upload.spool is not None:
+                    upload.spool.add(event.data)
+                    if upload.spool.size > self._body.buffer:
+                        break
             elif type(event) is End:
                 if upload.spool is None:
                     self._drained(connection)
@@ -544,7 +546,11 @@ class _Loop:
                     self._gone(connection, None)
                     return
                 parser.feed(data)
-        self._await_body(connection, upload)
+        spool = upload.spool
+        if spool is not None and (spool.size > self._body.buffer or not self._settle(spool)):
+            self._serve(connection, upload.request, upload)
+        else:
+            self._await_body(connection, upload)
 
     def _await_body(self, connection: Connection, upload: Upload) -> None:
         if connection not in self._uploads:
@@ -554,15 +560,15 @@ class _Loop:
             self._uploads.add(connection, upload.deadline)
         self._register(connection)
 
-    def _keep(self, spool: Spool, data: bytes) -> bool:
-        """Stores a piece; False if it must be the last one, and the application read the others itself."""
+    def _settle(self, spool: Spool) -> bool:
+        """Moves what is too much for memory to the disk; False if the application must read the rest itself."""
         try:
-            spool.add(data)
+            spool.settle()
         except OSError as error:
             if not (error.errno in _SHORTAGE and self._make_room(error) and self._retry(spool)):
                 self._report_unspooled(error)
                 return False
-        return spool.size <= self._body.buffer
+        return True
 
     def _make_room(self, error: OSError) -> bool:
         """Closes a connection that nobody needs, for the sake of one that is in use."""
@@ -572,7 +578,7 @@ class _Loop:
 
     def _retry(self, spool: Spool) -> bool:
         try:
-            spool.retry()
+            spool.settle()
         except OSError:
             return False
         return True

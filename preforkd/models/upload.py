@@ -5,7 +5,8 @@ beyond that a file without a name, which nginx calls ``client_body_buffer_size``
 longer than the configuration lets wait (``body.buffer``) is *streamed*: the application is called with what is there
 and reads the rest itself.
 
-The memory that one connection can take is ``body.memory``, and the pieces that are being read (80 KiB).
+The memory that one connection can take is ``body.memory``; more only while its worker reads from it, one at a time. A
+body that comes as fast as it is read never sees the disk.
 """
 
 from __future__ import annotations
@@ -49,30 +50,18 @@ class Spool:
     As an `http.StoredBody` it is read by the exchange. ``size`` is what it holds, in bytes.
     """
 
-    __slots__ = (
-        "_directory",
-        "_file",
-        "_in_file",
-        "_in_memory",
-        "_memory",
-        "_pieces",
-        "_read",
-        "_rest",
-        "complete",
-        "size",
-    )
+    __slots__ = ("_directory", "_file", "_in_file", "_pieces", "_read", "_room", "_tail", "complete", "size")
 
     def __init__(self, memory: int, directory: str | None) -> None:
         """``memory``: bytes kept in memory. ``directory``: where the file is made, None for tempfile's own choice."""
-        self._memory = memory
+        self._room = memory
         self._directory = directory
         self._pieces: deque[bytes] = deque()
-        self._in_memory = 0
         self._file: IO[bytes] | None = None
         self._in_file = 0
         self._read = 0
-        #: What the disk did not take; it comes behind the file.
-        self._rest = b""
+        #: What belongs behind the file, and is not in it yet.
+        self._tail: deque[bytes] = deque()
         self.size = 0
         #: The whole body is here.
         self.complete = False
@@ -83,45 +72,42 @@ class Spool:
         return self._file.fileno() if self._file is not None else None
 
     def add(self, data: bytes) -> None:
-        """Stores the next piece, whatever happens.
-
-        Raises:
-            OSError: There is no file (EMFILE), or no room in it (ENOSPC, EDQUOT, EFBIG). The piece is kept in memory
-                all the same, and must be the last one.
-        """
+        """Stores the next piece, in memory for the moment: whoever is going to wait for more calls `settle`."""
         self.size += len(data)
-        room = self._memory - self._in_memory
-        if room > 0:
-            piece = data if len(data) <= room else data[:room]
-            self._in_memory += len(piece)
+        if self._room > 0:
             if len(self._pieces) >= _PIECES:
                 joined = b"".join(self._pieces)
                 self._pieces.clear()
                 self._pieces.append(joined)
-            self._pieces.append(piece)
-            if piece is data:
+            if len(data) <= self._room:
+                self._room -= len(data)
+                self._pieces.append(data)
                 return
-            data = data[room:]
-        self._write(data)
+            self._pieces.append(data[: self._room])
+            data = data[self._room :]
+            self._room = 0
+        self._tail.append(data)
 
-    def _write(self, data: bytes) -> None:
-        self._rest += data
+    def settle(self) -> None:
+        """Moves what does not belong into memory to the file.
+
+        Raises:
+            OSError: There is no file (EMFILE), or no room in it (ENOSPC, EDQUOT, EFBIG). Nothing is lost, and this may
+                be tried again; a piece must not be added before it succeeds, or memory has no bound.
+        """
+        if not self._tail:
+            return
         if self._file is None:
             # No name, so that it is gone with us however we end (open(2), O_TMPFILE).
             self._file = tempfile.TemporaryFile(buffering=0, prefix="preforkd-", dir=self._directory)  # noqa: SIM115
-        while self._rest:
+        while self._tail:
             # A disk that fills up takes a part first, and fails at the next call.
-            written = os.write(self._file.fileno(), self._rest)
+            written = os.write(self._file.fileno(), self._tail[0])
             self._in_file += written
-            self._rest = self._rest[written:]
-
-    def retry(self) -> None:
-        """Tries again what `add` could not do.
-
-        Raises:
-            OSError: It still cannot be done.
-        """
-        self._write(b"")
+            if written < len(self._tail[0]):
+                self._tail[0] = self._tail[0][written:]
+            else:
+                self._tail.popleft()
 
     def take(self) -> bytes:
         """The next piece of what is stored; empty when all has been taken.
@@ -138,13 +124,12 @@ class Spool:
                 raise OSError("the file that holds the request's body has become shorter")
             self._read += len(piece)
             return piece
-        piece, self._rest = self._rest, b""
-        return piece
+        return self._tail.popleft() if self._tail else b""
 
     def close(self) -> None:
         """Gives up what is stored."""
         self._pieces.clear()
-        self._rest = b""
+        self._tail.clear()
         self._read = self._in_file
         if self._file is not None:
             self._file.close()

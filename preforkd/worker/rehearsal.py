@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import traceback
 
 from preforkd import handlers
@@ -23,6 +24,7 @@ def load(pool: Pool, identity: Identity, config_path: str, channel: Channel) -> 
     os.environ.update(pool.environment)
     try:
         become(pool, identity)
+        _try_spool(pool)
         handler = handlers.load(pool.handler).load(pool, config_path=config_path)
         for path in pool.warmup:
             handler.probe(path)
@@ -33,6 +35,24 @@ def load(pool: Pool, identity: Identity, config_path: str, channel: Channel) -> 
     except (Exception, SystemExit):
         return _fail(channel, traceback.format_exc())
     return ExitCode.OK
+
+
+def _try_spool(pool: Pool) -> None:
+    """Whether uploads can be stored. A worker goes on without (it streams them), so this is where it is noticed early.
+
+    Raises:
+        PreforkdError: They cannot.
+    """
+    if not pool.body.buffer:
+        return
+    try:
+        tempfile.TemporaryFile(prefix="preforkd-", dir=pool.body.directory).close()
+    except OSError as error:
+        where = f" in {pool.body.directory}" if pool.body.directory else ""
+        raise PreforkdError(
+            f"body.directory: no files can be made{where}: {error.strerror}; name a folder that the workers' user may "
+            "write to"
+        ) from None
 
 
 def _fail(channel: Channel, text: str) -> int:

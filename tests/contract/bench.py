@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -129,6 +130,7 @@ class Worker:
     """A model serving in a child process.
 
     ``requests``: leaves by itself after so many. ``spare_files``: descriptors that it may open beyond those it has.
+    ``file_size``: no file that it writes grows beyond so many bytes, as if the disk were full.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Worker:
         body: Body | None = None,
         requests: int = 0,
         spare_files: int = 0,
+        file_size: int = 0,
         access: bool = False,
     ) -> None:
         self.listeners = listeners
@@ -153,6 +156,7 @@ class Worker:
         self.handover = handover
         self.requests = requests
         self.spare_files = spare_files
+        self.file_size = file_size
         self.access = access
         self.pool = Pool(
             name="web",
@@ -197,6 +201,8 @@ class Worker:
             while (fd := os.open("/dev/null", os.O_RDONLY)) < used:
                 pass
             os.close(fd)
+        if self.file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_size, self.file_size))
         context = Context(self, reporter, orders)
         return int(models.load(self.model).serve(context, self.handler))
 
@@ -243,6 +249,11 @@ class Worker:
             piece = self._reports.read(65536)
             assert piece, f"the worker ended before {event}; seen: {self.events}"
             self._rest += piece
+
+    def files_in(self, directory: Path) -> int:
+        """How many open files it has there, with or without a name."""
+        links = (os.readlink(link) for link in Path(f"/proc/{self.pid}/fd").iterdir())
+        return sum(link.startswith(f"{directory}/") for link in links)
 
     def sleeps(self) -> int:
         """How often it has gone to sleep so far: each wake-up from waiting is followed by one."""

@@ -4,7 +4,8 @@
 /hold        says "held" to the test and answers when it says go     /file       a regular file
 /big         8 MiB in pieces       /fail        an exception         /fail-late  an exception after the first piece
 /short       less than announced   /long        more than announced  /exit       SystemExit
-/environ     what the handler tells of the request, as JSON
+/environ     what the handler tells of the request, as JSON            /hints      two early hints, then ok
+/late-echo   begins its answer, then reads the body                  /read-some  the first three bytes of the body
 """
 
 from __future__ import annotations
@@ -120,6 +121,25 @@ class WSGIService:
     def on_long(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._ok(start_response, ("Content-Length", "4"))
         return [b"long", b"er than that"]
+
+    def on_hints(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        hint = environ["wsgi.early_hints"]
+        hint([("Link", "</a.css>; rel=preload; as=style"), ("Link", "</b.js>; rel=preload; as=script")])
+        hint([])
+        hint([("Link", "</c.css>; rel=preload; as=style")])
+        self._ok(start_response)
+        yield b"ok"
+        hint([("Link", "</late.css>")])
+
+    def on_read_some(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(3)
+        self._ok(start_response)
+        return [body]
+
+    def on_late_echo(self, environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
+        self._ok(start_response)
+        yield b"echo: "
+        yield environ["wsgi.input"].read()
 
     def on_environ(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._ok(start_response)

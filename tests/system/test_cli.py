@@ -102,6 +102,18 @@ def application(environ, start_response):
     assert outcome.code == 1 and "/no answered 500" in outcome.err
 
 
+def test_check_tries_to_store_a_body(shell: Shell) -> None:
+    shell.pool["body"] = {"directory": str(shell.folder / "spool")}
+    outcome = shell.run("check", "{file}")
+    assert outcome.code == 1
+    assert f"body.directory: no files can be made in {shell.folder}/spool: No such file or directory" in outcome.err
+    (shell.folder / "spool").mkdir()
+    assert shell.run("check", "{file}").code == 0
+    assert list((shell.folder / "spool").iterdir()) == []
+    shell.pool["body"] = {"directory": "/proc", "buffer": 0}
+    assert shell.run("check", "{file}").code == 0
+
+
 def test_check_beside_a_running_service_touches_nothing(shell: Shell) -> None:
     assert shell.start().code == 0
     before = shell.ask()

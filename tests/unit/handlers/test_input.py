@@ -47,6 +47,8 @@ def reader(stored: Sequence[bytes], streamed: Sequence[bytes], memory: int, miss
         parser.feed(piece)
         parser.next_event()
         spool.add(piece)
+        if len(piece) % 2:
+            spool.settle()  # or not: then it is read from where it is
     spool.complete = not streamed and not missing
     return Input(Exchange(head, parser, Wire(streamed), Peer("", 0, "x", 80), stored=spool)), spool
 

@@ -346,3 +346,98 @@ def test_files(tmp_path: object) -> None:
         ex.send_file(file.fileno(), 0, 10)
         ex.finish()
         assert wire.body == b"2\r\nab\r\na\r\n0123456789\r\n0\r\n\r\n"
+
+
+HINT = [("Link", "</a.css>; rel=preload")]
+HINTED = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+
+
+def test_early_hints_are_sent_at_once_and_as_often_as_asked() -> None:
+    ex, wire = exchange(GET)
+    ex.early_hints(HINT)
+    assert wire.sent == HINTED
+    ex.early_hints([*HINT, ("Content-Length", "5")])
+    assert wire.sent == HINTED * 2
+    ex.early_hints([])
+    assert wire.sent == HINTED * 2
+    ex.start("200 OK", [])
+    ex.early_hints(HINT)  # the answer has not begun: nothing of it is sent
+    assert wire.sent == HINTED * 3
+    ex.write(b"abc", total=3)
+    sent = wire.sent
+    ex.early_hints(HINT)
+    assert wire.sent == sent
+    ex.finish()
+    assert ex.keep_alive
+
+
+def test_early_hints_are_nothing_in_1_0() -> None:
+    ex, wire = exchange(OLD)
+    ex.early_hints(HINT)
+    assert wire.sent == b""
+
+
+@pytest.mark.parametrize(
+    "field", [("Link", "a\r\nX: y"), ("Li nk", "a"), ("Connection", "close"), ("Link", b"a"), ("Link", "\u20ac")]
+)
+def test_early_hints_are_checked(field: tuple[str, str]) -> None:
+    for raw in (GET, OLD):
+        ex, wire = exchange(raw)
+        with pytest.raises(BadResponse):
+            ex.early_hints([field])
+        assert wire.sent == b""
+
+
+def test_early_hints_for_a_client_that_is_gone() -> None:
+    ex, wire = exchange(GET)
+    wire.broken = ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(ClientGone):
+        ex.early_hints(HINT)
+    assert ex.aborted
+
+
+@pytest.mark.parametrize(
+    ("raw", "read", "keep"),
+    [
+        (POST + b"abc", 0, True),
+        (POST.replace(b": 6", b": 66000"), 0, False),
+        (CHUNKED + b"3\r\nabc\r\n", 0, False),
+        (EXPECT, 0, False),
+        (EXPECT, 1, True),
+    ],
+)
+def test_a_small_rest_does_not_end_the_connection(raw: bytes, read: int, keep: bool) -> None:
+    parser = RequestParser(RequestLimits(), raw)
+    request = parser.next_event()
+    assert isinstance(request, Request)
+    wire = Wire(b"a", b"bc")
+    ex = Exchange(request, parser, wire, Peer("127.0.0.1", 1234, "localhost", 80))
+    for _ in range(read):
+        assert ex.read_block()
+    ex.start("200 OK", [])
+    ex.write(b"ok", total=2)
+    ex.finish()
+    assert not ex.body_ended
+    assert ex.keep_alive is keep
+    assert (b"Connection: close" in wire.sent) is not keep
+
+
+def test_a_rest_that_cannot_be_read_ends_the_connection_after_all() -> None:
+    ex, _ = exchange(POST, TimeoutError())
+    ex.start("200 OK", [])
+    ex.write(b"ok", total=2)
+    kept = [ex.keep_alive]
+    with pytest.raises(BodyError):
+        ex.read_block()
+    ex.finish()
+    assert ex.finished
+    assert [*kept, ex.keep_alive] == [True, False]
+
+
+def test_a_body_that_arrived_before_the_answer_is_read_after_its_beginning() -> None:
+    ex, _ = exchange(POST + b"abcdef")
+    ex.start("200 OK", [])
+    ex.write(b"ok", total=2)
+    assert ex.body_ended
+    assert drain(ex) == b"abcdef"
+    assert ex.received == 6

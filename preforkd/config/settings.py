@@ -329,7 +329,7 @@ class Timeouts:
     queue: Annotated[
         float,
         Setting(
-            Duration(),
+            Duration(0.1),  # the kernel counts in ticks of up to 10 ms
             "A request that waited longer for a worker gets a quick 503 with Retry-After; 0: it is served.",
             {"mod_wsgi": "queue-timeout"},
         ),

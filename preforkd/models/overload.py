@@ -174,17 +174,17 @@ class Gate:
             now: Monotonic seconds.
         """
         self.doubtful = True
-        if self._unix and now >= self._look_at:
-            self._look_at = now + self._every
-            self._look(connections, now)
         calm = now - self._calm_at
         if connection.peer.client:
             return overdue(_silent(connection.fd), calm, self._limit) if calm > self._limit else None
+        # What is known of it, before a look finds that it is in no queue any more.
         if accepted:
-            # The count includes it already.
-            silent = self._arrivals.waited(self._taken() - 1, now)
+            silent = self._arrivals.waited(self._taken() - 1, now)  # the count includes it already
         else:
             silent = now - self._readable.pop(connection, now)
+        if now >= self._look_at:
+            self._look_at = now + self._every
+            self._look(connections, now)
         return overdue(silent, calm, self._limit)
 
     def _look(self, connections: Mapping[int, Connection], now: float) -> None:

@@ -37,7 +37,8 @@ pools:
     health: /health
     workers: {start: 1, min_spare: 2, max_spare: 3, max: 4}
     recycle: {requests: 1000, jitter: 5%, memory: 200M, age: 1d}
-    timeouts: {start: 1s, request: 2s, graceful: 3s, header: 4s, body: 5s, keepalive: 0, send: 7s, probation: 500ms}
+    timeouts: {start: 1s, request: 2s, graceful: 3s, header: 4s, body: 5s, keepalive: 0, send: 7s, queue: 8s,
+               probation: 500ms}
     limits: {line: 4K, header: 16K, fields: 50, body: 1M, rate: 1K, backlog: 128, files: 1024, core: 1G}
     body: {buffer: 2M, memory: 32K, directory: /var/spool/x}
   api-2_x: {listen: 127.0.0.1:81, app: api:app}
@@ -76,7 +77,7 @@ def test_everything_at_once() -> None:
                 health="/health",
                 workers=Workers(1, 2, 3, 4),
                 recycle=Recycle(1000, 0.05, 200 << 20, 86400.0),
-                timeouts=Timeouts(1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 7.0, 0.5),
+                timeouts=Timeouts(1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 7.0, 8.0, 0.5),
                 limits=Limits(4 << 10, 16 << 10, 50, 1 << 20, 1 << 10, 128, 1024, 1 << 30),
                 body=Body(2 << 20, 32 << 10, "/var/spool/x"),
             ),

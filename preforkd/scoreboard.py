@@ -130,6 +130,21 @@ class Scoreboard:
         """Number of idle workers; a copy and a count of one byte a slot, cheap enough for every request."""
         return self._states.tobytes().count(_IDLE_BYTE)
 
+    def free(self, but: int, now: float) -> bool:
+        """Is there a worker, other than that of slot ``but``, who is idle, or busy only since a moment ago?
+
+        One that answers in microseconds is hardly ever seen idle under load. ``now`` is monotonic seconds.
+        """
+        states = self._states.tobytes()
+        if _IDLE_BYTE in states[:but] or _IDLE_BYTE in states[but + 1 :]:
+            return True
+        since = int((now - _SLOW) * 1e9)
+        rows = self._rows
+        return any(
+            state == _BUSY and slot != but and rows[slot * _ROW_WORDS + _SINCE] > since
+            for slot, state in enumerate(states)
+        )
+
     def share(self) -> float:
         """How many connections each serving worker would hold if all held the same."""
         states = self._states.tobytes()

@@ -43,6 +43,7 @@ class _Alone:
         self.handover = None
         self.leaving = False
         self.alarmed = False
+        self.lifeline = None
         self.interactive = True
         self.stopping = True
         #: Whoever sits in a debugger makes everybody wait: no request is too late.
@@ -74,6 +75,15 @@ class _Alone:
         return 0
 
     def request_refused(self, waited: float) -> None:
+        pass
+
+    def sibling_free(self) -> bool:
+        return False
+
+    def request_goes_on(self) -> None:
+        pass
+
+    def orphaned_in_request(self) -> None:
         pass
 
     def request_started(self, request_line: bytes, client: str) -> float:

@@ -121,6 +121,24 @@ class WorkerContext(Protocol):
         """Tells that a request was answered 503, because it had waited so many seconds for a worker."""
         ...
 
+    @property
+    def lifeline(self) -> int | None:
+        """A descriptor that is at its end when the master is gone."""
+        ...
+
+    def sibling_free(self) -> bool:
+        """Is there a sibling that could take a connection at once, or nearly? Also for the porter's thread, like the
+        next two."""
+        ...
+
+    def request_goes_on(self) -> None:
+        """Tells that a request has been running for some time."""
+        ...
+
+    def orphaned_in_request(self) -> None:
+        """Tells that the lifeline is at its end while a request runs."""
+        ...
+
     def request_started(self, request_line: bytes, client: str) -> float:
         """Returns the time (monotonic seconds), as does `request_finished`."""
         ...

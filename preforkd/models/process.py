@@ -3,8 +3,8 @@
     wait -> look at what the worker watches -> serve what is readable, or accept -> end what is overdue
 
 Until its request is complete a client costs a descriptor: it is *parked* in the poll set, with a deadline, while the
-head arrives, and a body of bounded size (`upload`). A complete request is served at once, by blocking calls. Nothing
-else happens meanwhile; the siblings accept.
+head arrives, and a body of bounded size (`upload`). A complete request is served at once, by blocking calls. The
+siblings accept meanwhile, and if it takes long they are given the connections that are parked here (`porter`).
 
 * One epoll set, because listeners are shared by all workers and must wake one of them (EPOLLEXCLUSIVE, which poll(2)
   and `selectors` do not know).
@@ -49,6 +49,7 @@ from preforkd.models import handover
 from preforkd.models.connection import Connection
 from preforkd.models.deadlines import Deadlines
 from preforkd.models.overload import Gate, retry_after
+from preforkd.models.porter import Porter
 from preforkd.models.upload import Spool, Upload, received_first
 
 if TYPE_CHECKING:
@@ -150,6 +151,9 @@ class _Loop:
         self._stopped = False
         #: True in a child that the application forked.
         self._disowned = False
+        #: The connection whose request is being served.
+        self._served: Connection | None = None
+        self._porter = Porter(self, ctx.lifeline) if ctx.handover is not None else None
 
     def _disown(self) -> None:
         """In a child that the application forked: nothing of the worker's is its business.
@@ -163,6 +167,8 @@ class _Loop:
         owned = [self._epoll.fileno(), *self._connections, *self._listeners]
         if self._handover is not None:
             owned += [end.fileno() for end in self._handover]
+        if self._porter is not None:
+            owned += self._porter.descriptors()
         for connection in self._uploads.waiters():
             if connection.upload is not None and connection.upload.descriptor is not None:
                 owned.append(connection.upload.descriptor)
@@ -179,6 +185,8 @@ class _Loop:
         try:
             self._watch()
             self._listen()
+            if self._porter is not None:
+                self._porter.start()
             while True:
                 if ctx.leaving:
                     self._leave()
@@ -468,6 +476,8 @@ class _Loop:
 
     def _act(self, connection: Connection, event: object) -> None:
         if isinstance(event, Request):
+            if self._now > self._gate.doubt_at and self._turned_away(connection, event):
+                return
             if event.length != 0 and received_first(event, len(connection.parser.unread), self._body.buffer):
                 self._begin_upload(connection, event)
             else:
@@ -646,10 +656,7 @@ class _Loop:
             connection.heading = False
             self._heads.discard(connection)
         stored = None
-        if upload is None:
-            if self._now > self._gate.doubt_at and self._turned_away(connection, request):
-                return
-        else:
+        if upload is not None:
             # Its file is the application's now, and stays open in a child that it forks.
             self._uploads.discard(connection)
             connection.upload = None
@@ -657,6 +664,10 @@ class _Loop:
         exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving, stored)
         start = ctx.request_started(request.line, connection.peer.client)
         connection.begin(None if upload is None else upload.pace(start))
+        self._served = connection
+        porter = self._porter
+        if porter is not None:
+            porter.begin()
         try:
             self._handler.handle(exchange)
             if not exchange.finished and not exchange.aborted:
@@ -665,6 +676,8 @@ class _Loop:
         finally:
             if self._disowned:
                 os._exit(0)
+            if porter is not None:
+                porter.end()
             self._now = now = ctx.request_finished()
             if ctx.access is not None:
                 self._log_exchange(exchange, now - (start if upload is None else upload.started))
@@ -817,16 +830,56 @@ class _Loop:
         idle = connection in self._idle
         deadline = (self._idle if idle else self._heads).discard(connection)
         assert deadline is not None
-        if self._handover is not None:
-            handed = handover.Handed(
-                connection.fd, connection.peer, connection.parser.unread, math.inf if idle else deadline
-            )
-            if handover.give(self._handover[0], handed):
-                self._detach(connection)
-                return
+        if self._give(connection, math.inf if idle else deadline):
+            return
         if deadline == math.inf:
             deadline = time.monotonic() + self._timeouts.graceful
         (self._idle if idle else self._heads).add(connection, deadline)
+
+    def _give(self, connection: Connection, deadline: float) -> bool:
+        """Sends a connection to whichever sibling takes it; ``deadline`` is that of its head, infinite if none has
+        begun."""
+        if self._handover is None:
+            return False
+        handed = handover.Handed(connection.fd, connection.peer, connection.parser.unread, deadline)
+        if not handover.give(self._handover[0], handed):
+            return False
+        self._detach(connection)
+        return True
+
+    # -- while a request runs, by the porter (its `Burden`) -----------------------------------------------------------
+
+    def movable(self) -> list[Connection]:
+        """The connections that a sibling could have: parked, or with a request that is here already."""
+        queued = [connection for connection in self._ready if connection.upload is None and not connection.closed]
+        parked = [*self._idle.waiters(), *self._heads.waiters()]
+        return queued + [connection for connection in parked if connection is not self._served]
+
+    def pass_on(self, connection: Connection) -> bool:
+        """Gives one of them away."""
+        if connection.heading:
+            deadline = self._heads.discard(connection)
+            assert deadline is not None
+            if self._give(connection, deadline):
+                return True
+            self._heads.add(connection, deadline)
+            return False
+        return self._give(connection, math.inf)
+
+    def can_pass_on(self, ready: int) -> bool:
+        """Whether somebody is there to take them; if not, the master learns how many wait."""
+        if self._ctx.sibling_free():
+            return True
+        self._ctx.keeps_waiting(ready)
+        return False
+
+    def goes_on(self) -> None:
+        """The request has been running for a while."""
+        self._ctx.request_goes_on()
+
+    def orphaned(self) -> None:
+        """The master is gone."""
+        self._ctx.orphaned_in_request()
 
     def _share(self, waiting: list[Connection]) -> None:
         """Several are readable, and one is served at a time: what is above our share goes to idle siblings, the last

@@ -119,6 +119,26 @@ class Context:
         share = self._scoreboard.share()
         return max(0, min(idle, connections - max(1, math.floor(share) if slow else math.ceil(share))))
 
+    @property
+    def lifeline(self) -> int:
+        """At its end when the master is gone."""
+        return self._estate.lifeline
+
+    def sibling_free(self) -> bool:
+        """Is there a sibling that could take a connection at once, or nearly?"""
+        return self._scoreboard.free(self.slot, time.monotonic())
+
+    def request_goes_on(self) -> None:
+        """A request has been running for some time: its alarm must be armed, whatever the application did to it."""
+        if self._request_timeout and not self._orphaned and not signal.getitimer(signal.ITIMER_REAL)[0]:
+            # The kernel takes no time in the past; then it is due now.
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, self._alarm_at - time.monotonic()))
+
+    def orphaned_in_request(self) -> None:
+        """The master is gone, and a request runs, perhaps in C, where PR_SET_PDEATHSIG's handler has to wait."""
+        if not self._orphaned:
+            self._arm_last_alarm()
+
     def took(self) -> None:
         """A connection was taken from a unix listener."""
         self.board.took()

@@ -67,6 +67,7 @@ class Context:
         self.log = reporter
         self.leaving = False
         self.alarmed = False
+        self.lifeline = None
         self.stopping = False
         self._reporter = reporter
         self._orders = orders
@@ -89,6 +90,15 @@ class Context:
                 os._exit(1)
             case _:
                 pass  # a wake-up without meaning
+
+    def sibling_free(self) -> bool:
+        return True
+
+    def request_goes_on(self) -> None:
+        self._reporter.report("goes_on")
+
+    def orphaned_in_request(self) -> None:
+        pass
 
     def request_started(self, request_line: bytes, client: str) -> float:
         self._reporter.report("started", line=request_line.decode(), client=client)

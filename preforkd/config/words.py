@@ -24,7 +24,6 @@ LATER = {
     "connections": "the model async",
     "sandbox": "sandboxing",
     "chroot": "sandboxing",
-    "proxy_protocol": "the PROXY protocol",
     "websocket": "WebSocket",
 }
 
@@ -67,11 +66,6 @@ _NO_SETTING = {
     ),
     "workertmpdir": ("gunicorn", "there is no heartbeat file here; remove it"),
     "tmpuploaddir": ("gunicorn", "set the environment variable TMPDIR in environment"),
-    "forwardedallowips": (
-        "gunicorn",
-        "headers of a proxy are not trusted in this version; the application may read them",
-    ),
-    "proxyprotocol": ("gunicorn", "the PROXY protocol does not exist in this version yet"),
     "virtualenv": ("uWSGI", "run preforkd from the virtual environment itself: its python -m preforkd"),
     "venv": ("uWSGI", "run preforkd from the virtual environment itself: its python -m preforkd"),
     "pythonhome": ("mod_wsgi", "run preforkd from the virtual environment itself: its python -m preforkd"),

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 
 from preforkd.http import Peer, RequestParser
+from preforkd.models.preamble import Preamble
 
 #: Room for the head of a request and a small body. Larger bodies are read in larger pieces, later.
 _HEAD_READ = 16 * 1024
@@ -30,10 +31,22 @@ class Connection:
     """One client. As an `http.Transport` it blocks, with ``timeouts.body`` and ``timeouts.send`` as deadlines.
 
     The flags belong to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: it is in
-    the poll set; ``queued``: it is among those to be looked at next; ``closed``.
+    the poll set; ``queued``: it is among those to be looked at next; ``closed``; ``preamble``: its PROXY header, until
+    that is complete.
     """
 
-    __slots__ = ("_body_timeout", "_send_timeout", "closed", "fd", "fresh", "parser", "peer", "queued", "registered")
+    __slots__ = (
+        "_body_timeout",
+        "_send_timeout",
+        "closed",
+        "fd",
+        "fresh",
+        "parser",
+        "peer",
+        "preamble",
+        "queued",
+        "registered",
+    )
 
     def __init__(self, fd: int, peer: Peer, parser: RequestParser, body_timeout: float, send_timeout: float) -> None:
         self.fd = fd
@@ -43,6 +56,7 @@ class Connection:
         self.registered = False
         self.queued = False
         self.closed = False
+        self.preamble: Preamble | None = None
         self._body_timeout = body_timeout
         self._send_timeout = send_timeout
 

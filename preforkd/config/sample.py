@@ -62,7 +62,9 @@ def _setting(item: Declared, path: str, indent: str) -> list[str]:
     if isinstance(shape, ListOf) and shape.section is Listen:
         inner = declared(Listen)
         extras = ", ".join(f"{key}: {item.setting.example or default_text(item)}" for key, item in inner.items())
-        lines += _prose("A unix socket may have more: {" + extras + "}", indent)
+        lines += _prose(
+            "An address may have more; mode, owner and group are for unix sockets: {" + extras + "}", indent
+        )
     if name in _LIVE:
         return [*lines, f"{indent}{item.key}: {_LIVE[name]}"]
     return [*lines, f"{indent}#{item.key}: {default_text(item)}"]
@@ -123,7 +125,7 @@ def _rows(section: type[Any], path: str) -> list[str]:
 
 def _value(shape: Any) -> str:
     if isinstance(shape, ListOf):
-        return f"{shape.kind.noun}, or a list of them"
+        return f"{_value(shape.kind)}, or a list of them"
     if isinstance(shape, MapOf):
         return f"names with {shape.kind.noun}"
     if words := getattr(shape, "words", None):

@@ -27,6 +27,7 @@ from .units import (
     Integer,
     Kind,
     Mode,
+    Network,
     Path,
     Percent,
     Size,
@@ -148,16 +149,30 @@ class Listen:
             example="www-data",
         ),
     ] = None
+    proxy_protocol: Annotated[
+        tuple[str, ...],
+        Setting(
+            ListOf(Network()),
+            "Proxies whose connections begin with a PROXY header (version 1 or 2); nobody else may connect then.",
+            {
+                "Apache": "RemoteIPProxyProtocol",
+                "gunicorn": "proxy_protocol proxy_allow_ips",
+                "uWSGI": "enable-proxy-protocol",
+                "haproxy": "accept-proxy",
+            },
+            example="[10.0.0.0/8, unix]",
+        ),
+    ] = ()
 
     @classmethod
-    def of(cls, text: str, mode: int = 0o666, owner: str | None = None, group: str | None = None) -> Listen:
-        """The value of the canonical address ``text``, as `units.Address` returns it."""
+    def of(cls, text: str, **extras: Any) -> Listen:
+        """The value of the canonical address ``text``, as `units.Address` returns it; ``extras`` are further fields."""
         if text.startswith("unix:"):
-            return cls(text, "unix", path=text.removeprefix("unix:"), mode=mode, owner=owner, group=group)
+            return cls(text, "unix", path=text.removeprefix("unix:"), **extras)
         if text.startswith("systemd:"):
-            return cls(text, "systemd", name=text.removeprefix("systemd:"))
+            return cls(text, "systemd", name=text.removeprefix("systemd:"), **extras)
         host, _, port = text.rpartition(":")
-        return cls(text, "tcp", host=host.strip("[]"), port=int(port))
+        return cls(text, "tcp", host=host.strip("[]"), port=int(port), **extras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -621,6 +636,56 @@ class Pool:
             example="/health",
         ),
     ] = None
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Setting(
+            ListOf(Network()),
+            "Proxies that are believed when they say who the client is; unix is whoever connects to a unix socket.",
+            {
+                "gunicorn": "forwarded_allow_ips",
+                "uvicorn": "forwarded_allow_ips proxy_headers",
+                "nginx": "set_real_ip_from",
+                "Apache": "RemoteIPInternalProxy RemoteIPTrustedProxy RemoteIPInternalProxyList",
+                "mod_wsgi": "WSGITrustedProxies",
+            },
+            example="[127.0.0.1, 10.0.0.0/8, unix]",
+        ),
+    ] = ()
+    forwarded: Annotated[
+        tuple[str, ...],
+        Setting(
+            ListOf(
+                Word(
+                    "x-forwarded-for",
+                    "x-forwarded-proto",
+                    "x-forwarded-host",
+                    "x-forwarded-port",
+                    "forwarded",
+                    foreign={
+                        "x-real-ip": "x-forwarded-for",
+                        "remote_addr": "x-forwarded-for",
+                        "for": "x-forwarded-for",
+                        "proto": "x-forwarded-proto",
+                        "x-forwarded-protocol": "x-forwarded-proto",
+                        "x-forwarded-scheme": "x-forwarded-proto",
+                        "x-forwarded-ssl": "x-forwarded-proto",
+                        "host": "x-forwarded-host",
+                        "x-forwarded-server": "x-forwarded-host",
+                        "port": "x-forwarded-port",
+                        "rfc7239": "forwarded",
+                    },
+                )
+            ),
+            "Header fields of trusted proxies that are believed; the proxy must set or remove each of them itself.",
+            {
+                "gunicorn": "forwarder_headers secure_scheme_headers",
+                "nginx": "real_ip_header",
+                "Apache": "RemoteIPHeader",
+                "mod_wsgi": "WSGITrustedProxyHeaders",
+            },
+            example="[forwarded]",
+        ),
+    ] = ("x-forwarded-for", "x-forwarded-proto")
     workers: Annotated[
         Workers, Setting(Group(Workers), "How many workers; the pool follows the load between these bounds.")
     ] = Workers()
@@ -855,7 +920,7 @@ def default_text(item: Declared) -> str:
     """The default as it would be written in the file (a flow collection for lists and mappings)."""
     shape = item.setting.shape
     if isinstance(shape, ListOf):
-        return "[]"
+        return f"[{', '.join(map(shape.kind.write, item.default))}]"
     if isinstance(shape, MapOf):
         return "{}"
     if isinstance(shape, (Group, Named)) or item.setting.required:

@@ -780,3 +780,95 @@ class Address:
         """The three forms; the numbers are checked by the reader."""
         form = r"^([0-9]+(\.[0-9]+){3}:[0-9]{1,5}|\[[0-9A-Fa-f:.%a-z]+\]:[0-9]{1,5}|unix:/.+|systemd:[A-Za-z0-9_.@-]+)$"
         return {"type": "string", "pattern": form}
+
+
+class Network:
+    """Whose word is taken: an address, a network in CIDR notation, or ``unix`` for peers on a unix socket.
+
+    The value is the canonical text, as `preforkd.networks` compiles it. Never a name: it would have to be looked up,
+    and whoever answers for the name would be trusted. Strict: ``10.0.0.1/8`` may mean one address or sixteen million.
+    """
+
+    noun = "network"
+
+    def read(self, text: str, base: str = "") -> str:
+        """``10.0.0.0/8``, ``2001:DB8::/32`` -> ``2001:db8::/32``, ``127.0.0.1/32`` -> ``127.0.0.1``."""
+        if text == "unix":
+            return text
+        address, slash, length = text.partition("/")
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            raise Wrong(f"{shown(text)} is not a network; {self._meant(text, address)}") from None
+        if "%" in address:
+            raise Wrong(f"{shown(text)} has a zone, and networks have none; write {shown(address.partition('%')[0])}")
+        bits = found.max_prefixlen
+        if slash and re.fullmatch(r"0|[1-9][0-9]{0,2}", length) is None:
+            raise Wrong(f"{shown(text)} does not end in a number of bits; {self._masked(address, length, bits)}")
+        if slash and int(length) > bits:
+            raise Wrong(f"{shown(text)}: an IPv{found.version} address has {bits} bits; write at most {address}/{bits}")
+        size = int(length) if slash else bits
+        network = ipaddress.ip_network((found, size), strict=False)
+        if network.network_address != found:
+            raise Wrong(
+                f"{shown(text)} has bits set behind the first {size}; did you mean {network}, or {found} alone?"
+            )
+        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None and size >= 96:
+            mapped = ipaddress.ip_network((found.ipv4_mapped, size - 96))
+            raise Wrong(f"{shown(text)} is IPv4 in IPv6 clothes; write {self._short(mapped)}")
+        return self._short(network)
+
+    @staticmethod
+    def _short(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+        whole = network.prefixlen == network.max_prefixlen
+        return str(network.network_address) if whole else str(network)
+
+    @staticmethod
+    def _masked(address: str, length: str, bits: int) -> str:
+        try:
+            network = ipaddress.ip_network(f"{address}/{length}", strict=False)
+        except ValueError:
+            return f"write for example {address}/{bits}"
+        return f"did you mean {network}?"
+
+    @staticmethod
+    def _meant(text: str, address: str) -> str:
+        word = text.strip().lower()
+        if word in ("*", "all", "any", "0/0", "everybody"):
+            return "everybody is 0.0.0.0/0 and ::/0: then any client may say that it is another"
+        if word in ("localhost", "loopback", "local"):
+            return "write 127.0.0.1, and ::1 beside it if need be"
+        if word in ("private", "private_ranges", "uniquelocal", "rfc1918"):
+            return (
+                "write the networks: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, fc00::/7; or better, only the proxies"
+            )
+        if word in ("none", "off", "no", "false", "never", ""):
+            return "for none, write an empty list: []"
+        if nearest(word, ("unix",)) or word.startswith("unix:"):
+            return "for peers on a unix socket write unix"
+        if (port := re.fullmatch(r"\[?([0-9A-Fa-f:.]+?)\]?:([0-9]{1,5})", text)) and _version(port[1]) is not None:
+            return f"a port does not matter here; write {port[1]}"
+        if (bare := text.strip("[] ")) != text and _version(bare) is not None:
+            return f"write it without brackets: {bare}"
+        if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}\.?", address):
+            parts = address.strip(".").split(".")
+            if all(int(part) < 256 for part in parts):
+                return f"did you mean {'.'.join(parts + ['0'] * (4 - len(parts)))}/{8 * len(parts)}?"
+        if re.fullmatch(r"[0-9.]+", address):
+            return "an IPv4 address is four numbers up to 255, no leading zeros"
+        if "-" in text and _version(text.partition("-")[0].strip()) is not None:
+            return "a range is written as networks, such as 10.0.0.0/24"
+        if re.search(r"[0-9.:][ ,;]+[0-9a-f:]", text):
+            return "write a list: [127.0.0.1, 10.0.0.0/8]"
+        if re.fullmatch(r"[A-Za-z0-9.-]*[G-Zg-z.-][A-Za-z0-9.-]*", text):
+            return "names are not looked up here; write the numeric address, or unix"
+        return "write for example 127.0.0.1, 10.0.0.0/8, 2001:db8::/32 or unix"
+
+    def write(self, value: str) -> str:
+        """The canonical text itself."""
+        return value
+
+    def schema(self) -> JsonSchema:
+        """The three forms; the numbers are checked by the reader."""
+        form = r"^([0-9]+(\.[0-9]+){3}(/[0-9]{1,2})?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(/[0-9]{1,3})?|unix)$"
+        return {"type": "string", "pattern": form}

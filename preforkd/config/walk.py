@@ -266,7 +266,7 @@ class Walk:
 
     def _list(self, item: Declared, shape: ListOf, node: Node, name: str) -> tuple[Any, ...]:
         if node.empty:
-            return ()
+            return tuple(item.default)
         if not isinstance(node, Sequence):
             return (self._item(item, shape, node, name),)
         found = []
@@ -371,7 +371,22 @@ class Walk:
                         f"{name}.{key}",
                         f"{text} is not a unix socket, and only these have one; remove it",
                     )
+        self._check_proxies(text, read, name)
         return Listen.of(text, **read.values) if self.mistakes.count == mistakes else None
+
+    def _check_proxies(self, text: str, read: Section, name: str) -> None:
+        """Whether anybody can connect where each connection must come from a listed proxy."""
+        proxies = read.values.get("proxy_protocol", ())
+        if not proxies or text.startswith("systemd:"):
+            return
+        if text.startswith("unix:"):
+            hint = "" if "unix" in proxies else "to a unix socket nobody comes from an address; write unix"
+        else:
+            hint = "" if set(proxies) != {"unix"} else "nobody comes by a unix socket; write the proxy's address"
+        if hint:
+            self.mistakes.at(
+                read.nodes["proxy_protocol"], f"{name}.proxy_protocol", f"nobody could connect to {text}: {hint}"
+            )
 
     def _taken(self, text: str, node: Node, name: str) -> None:
         """Note an address that another listener of these files has already, itself or by listening everywhere."""
@@ -444,6 +459,14 @@ class Walk:
             self._missing(read, "listen", key, name, 'listen: "127.0.0.1:8080"')
         if read.values.get("handler", "wsgi") == "wsgi" and "app" not in read.nodes:
             self._missing(read, "app", key, name, "app: mysite.wsgi:application")
+        fields = read.values.get("forwarded", ())
+        if "forwarded" in fields and len(fields) > 1:
+            self.mistakes.at(
+                read.nodes["forwarded"],
+                f"{name}.forwarded",
+                "the field forwarded tells what the x-forwarded fields tell, and a proxy sets only one of the two "
+                "kinds; write those that yours sets",
+            )
 
     def _missing(self, read: Section, setting: str, key: Scalar, name: str, example: str) -> None:
         node = read.nodes.get(setting, key)

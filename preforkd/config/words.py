@@ -24,7 +24,6 @@ LATER = {
     "connections": "the model async",
     "sandbox": "sandboxing",
     "chroot": "sandboxing",
-    "proxy_protocol": "the PROXY protocol",
     "websocket": "WebSocket",
 }
 
@@ -66,11 +65,6 @@ _NO_SETTING = {
         "processes are named after pool, slot and state; the pool's name is its key below pools",
     ),
     "workertmpdir": ("gunicorn", "there is no heartbeat file here; remove it"),
-    "forwardedallowips": (
-        "gunicorn",
-        "headers of a proxy are not trusted in this version; the application may read them",
-    ),
-    "proxyprotocol": ("gunicorn", "the PROXY protocol does not exist in this version yet"),
     "virtualenv": ("uWSGI", "run preforkd from the virtual environment itself: its python -m preforkd"),
     "venv": ("uWSGI", "run preforkd from the virtual environment itself: its python -m preforkd"),
     "pythonhome": ("mod_wsgi", "run preforkd from the virtual environment itself: its python -m preforkd"),

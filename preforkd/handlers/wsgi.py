@@ -146,6 +146,9 @@ class WSGI:
         environ["REMOTE_ADDR"] = peer.client
         if peer.client_port:
             environ["REMOTE_PORT"] = str(peer.client_port)
+        if peer.secure:
+            environ["wsgi.url_scheme"] = "https"
+            environ["HTTPS"] = "on"
         environ["wsgi.input"] = Input(exchange)
         environ["wsgi.early_hints"] = exchange.early_hints
         environ["wsgi.errors"] = sys.stderr

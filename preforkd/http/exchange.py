@@ -69,12 +69,17 @@ class ClientGone(ConnectionError):
 
 @dataclass(slots=True)
 class Peer:
-    """Who talks to whom on a connection; ``client`` is empty and ``client_port`` 0 on a unix socket."""
+    """Who talks to whom on a connection; ``client`` is empty and ``client_port`` 0 on a unix socket.
+
+    ``secure``: the client came over TLS, to us or to a proxy that says so. Behind a proxy that is believed these are
+    the client's own addresses, and ``client_port`` is 0 if the proxy does not tell it.
+    """
 
     client: str
     client_port: int
     server: str
     server_port: int
+    secure: bool = False
 
 
 def _never() -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from preforkd.http import Peer, RequestParser
 from preforkd.models.pace import Pace
+from preforkd.models.preamble import Preamble
 
 if TYPE_CHECKING:
     from preforkd.models.upload import Upload
@@ -42,7 +43,8 @@ class Connection:
 
     The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``heading``: a head is
     awaited, with a deadline; ``registered``: it is in the poll set; ``queued``: it is among those to be looked at next;
-    ``closed``; ``upload``: what it is parked with while a body arrives.
+    ``closed``; ``preamble``: its PROXY header, until that is complete; ``upload``: what it is parked with while a body
+    arrives.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class Connection:
         "heading",
         "parser",
         "peer",
+        "preamble",
         "queued",
         "registered",
         "upload",
@@ -74,6 +77,7 @@ class Connection:
         self.queued = False
         self.closed = False
         self.upload: Upload | None = None
+        self.preamble: Preamble | None = None
         self._body_timeout = body_timeout
         self._send_timeout = send_timeout
         self._rate = rate

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 
 from preforkd.http import Peer
 
-_VERSION = 1
-#: version, deadline of the head (infinite: none), client port, server port, lengths of client and server names.
-_HEADER = struct.Struct("=BdHHBB")
+_VERSION = 2
+#: version, flags, deadline of the head (infinite: none), client port, server port, lengths of client and server names.
+_HEADER = struct.Struct("=BBdHHBB")
+#: Flags. The client came over TLS; a PROXY header is still to come, and what is in the message is its beginning.
+_SECURE = 1
+_ANNOUNCES = 2
 _INT = struct.Struct("i")
 #: The longest message: a head of the largest allowed size, which the kernel's socket buffer bounds anyway.
 _MESSAGE = 256 * 1024
@@ -26,12 +29,16 @@ _MESSAGE = 256 * 1024
 
 @dataclass(slots=True)
 class Handed:
-    """A connection on its way from one worker to another."""
+    """A connection on its way from one worker to another.
+
+    ``announces``: its PROXY header is not complete, and ``data`` is what was read of it.
+    """
 
     fd: int
     peer: Peer
     data: bytes
     deadline: float
+    announces: bool = False
 
 
 def give(pair_end: socket.socket, handed: Handed) -> bool:
@@ -43,8 +50,9 @@ def give(pair_end: socket.socket, handed: Handed) -> bool:
     """
     client = handed.peer.client.encode()[:255]
     server = handed.peer.server.encode()[:255]
+    flags = _SECURE * handed.peer.secure | _ANNOUNCES * handed.announces
     header = _HEADER.pack(
-        _VERSION, handed.deadline, handed.peer.client_port, handed.peer.server_port, len(client), len(server)
+        _VERSION, flags, handed.deadline, handed.peer.client_port, handed.peer.server_port, len(client), len(server)
     )
     try:
         # Not socket.send_fds and recv_fds: they forget their flags (CPython 3.11).
@@ -75,14 +83,22 @@ def take(pair_end: socket.socket) -> Handed | None:
     if not fds:
         return None
     try:
-        version, deadline, client_port, server_port, client_length, server_length = _HEADER.unpack_from(message)
+        version, told, deadline, client_port, server_port, client_length, server_length = _HEADER.unpack_from(message)
         if version != _VERSION or flags & socket.MSG_TRUNC:
             raise ValueError
         start = _HEADER.size
         middle = start + client_length
         end = middle + server_length
-        peer = Peer(message[start:middle].decode(), client_port, message[middle:end].decode(), server_port)
+        peer = Peer(
+            message[start:middle].decode(),
+            client_port,
+            message[middle:end].decode(),
+            server_port,
+            secure=bool(told & _SECURE),
+        )
     except (struct.error, ValueError):
         os.close(fds[0])
         return None
-    return Handed(fds[0], peer, message[end:], math.inf if math.isnan(deadline) else deadline)
+    return Handed(
+        fds[0], peer, message[end:], math.inf if math.isnan(deadline) else deadline, announces=bool(told & _ANNOUNCES)
+    )

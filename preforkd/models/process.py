@@ -45,12 +45,16 @@ from preforkd.http import (
     RequestParser,
     refusal_bytes,
 )
+from preforkd.http.forwarded import Forwarding, Malformed
 from preforkd.models import handover
 from preforkd.models.connection import Connection
 from preforkd.models.deadlines import Deadlines
 from preforkd.models.overload import Gate, retry_after
 from preforkd.models.porter import Porter
+from preforkd.models.preamble import Preamble, announced
 from preforkd.models.upload import Spool, Upload, received_first
+from preforkd.networks import Networks
+from preforkd.proxyprotocol import Unreadable
 
 if TYPE_CHECKING:
     from preforkd.models import ServedHandler, WorkerContext
@@ -127,6 +131,13 @@ class _Loop:
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._listeners: dict[int, tuple[socket.socket, str, int]] = {}
+        #: Listeners whose connections begin with a PROXY header -> who may connect to them.
+        self._proxied: dict[int, Networks] = {}
+        #: Who the client is behind a trusted proxy; None where none is trusted.
+        self._forwarding = Forwarding(pool.trusted_proxies, pool.forwarded) if pool.trusted_proxies else None
+        #: When a proxy's mistake was last told, and how many were not.
+        self._proxy_told_at = -math.inf
+        self._proxy_untold = 0
         self._handover = ctx.handover
         #: Held in reserve: a message that brings a descriptor loses it for good if there is no room for it.
         self._spare = -1
@@ -320,6 +331,8 @@ class _Loop:
 
     def _overdue(self, connection: Connection, *, silent: bool) -> None:
         """Ends a connection whose time is up, unless bytes have arrived that we were too busy to read."""
+        if connection.preamble is not None and not self._announce(connection, overdue=True):
+            return
         try:
             data = connection.read()
         except OSError:
@@ -341,8 +354,10 @@ class _Loop:
     # -- listeners ----------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        for listener in self._ctx.listeners:
+        for listener, listen in zip(self._ctx.listeners, self._ctx.listens, strict=True):
             name, port = _server_of(listener)
+            if listen.proxy_protocol:
+                self._proxied[listener.fileno()] = Networks(listen.proxy_protocol)
             if listener.family != socket.AF_UNIX:
                 # Inherited by accepted connections. Answers are written in as few pieces as possible; holding back
                 # the last one (Nagle) would only delay it.
@@ -388,6 +403,15 @@ class _Loop:
                 self._ctx.log.error("accept_failed", address=address, error=str(error))
                 self._pause()  # and try again later
             return
+        if self._proxied and fd in self._proxied:
+            if peer.client not in self._proxied[fd]:
+                os.close(client_fd)
+                self._proxy_mistake(peer, "it is not listed in proxy_protocol")
+                return
+            connection = self._connect(client_fd, peer, b"")
+            connection.preamble = Preamble()
+            self._receive(connection)
+            return
         self._receive(self._connect(client_fd, peer, b""))
 
     def _take(self, fd: int) -> tuple[int, Peer]:
@@ -415,7 +439,10 @@ class _Loop:
         except OSError:
             pass  # a sibling was faster, or somebody else took the descriptor
         else:
-            handover.give(self._handover[0], handover.Handed(client_fd, peer, b"", math.inf))
+            proxies = self._proxied.get(fd)
+            if proxies is None or peer.client in proxies:
+                handed = handover.Handed(client_fd, peer, b"", math.inf, announces=proxies is not None)
+                handover.give(self._handover[0], handed)
             os.close(client_fd)
         self._keep_spare()
 
@@ -454,6 +481,8 @@ class _Loop:
         """The connection is readable, or new."""
         if connection.queued:
             return  # its turn comes; it is reported again
+        if connection.preamble is not None and not self._announce(connection):
+            return
         try:
             data = connection.read()
         except OSError as error:
@@ -467,6 +496,43 @@ class _Loop:
         elif connection not in self._lingering:
             connection.parser.feed(data)
             self._advance(connection)
+
+    def _announce(self, connection: Connection, *, overdue: bool = False) -> bool:
+        """Reads on in the PROXY header that the connection owes; True once it is complete, and its peer known.
+
+        Else the connection is parked, or closed: at once where no header comes, or what comes is none. The rest of its
+        bytes is never looked at, and whoever sent them gets no answer that could be taken for an application's.
+        """
+        preamble = connection.preamble
+        assert preamble is not None
+        try:
+            header = preamble.read(connection.fd)
+        except OSError:
+            self._close(connection)
+            return False
+        if header is None and not overdue:
+            self._park(connection)
+            return False
+        if header is None or isinstance(header, Unreadable):
+            # Monitors connect and say nothing; that is no mistake.
+            if preamble.data or (header is not None and not header.ended):
+                reason = "its PROXY header did not arrive in time" if header is None else header.reason
+                self._proxy_mistake(connection.peer, reason)
+            self._close(connection)
+            return False
+        connection.preamble = None
+        connection.peer = announced(connection.peer, header)
+        return True
+
+    def _proxy_mistake(self, peer: Peer, reason: str) -> None:
+        """Says that a connection or a request was refused for what its proxy is, or sent. Once in a while: strangers
+        can make it happen as often as they like."""
+        self._proxy_untold += 1
+        now = time.monotonic()
+        if now - self._proxy_told_at >= _REPORT_EVERY:
+            self._ctx.log.warning("proxy_refused", client=peer.client, reason=reason, times=self._proxy_untold)
+            self._proxy_told_at = now
+            self._proxy_untold = 0
 
     def _advance(self, connection: Connection) -> None:
         if connection.upload is not None:
@@ -661,8 +727,18 @@ class _Loop:
             self._uploads.discard(connection)
             connection.upload = None
             stored = upload.spool
-        exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving, stored)
-        start = ctx.request_started(request.line, connection.peer.client)
+        peer = connection.peer
+        if self._forwarding is not None:
+            try:
+                peer, request = self._forwarding.apply(request, peer)
+            except Malformed as mistake:
+                self._proxy_mistake(peer, str(mistake))
+                self._refuse(connection, Refusal(400, "what a proxy says of the client is malformed", request.line))
+                if stored is not None:
+                    stored.close()
+                return
+        exchange = Exchange(request, connection.parser, connection, peer, self._is_leaving, stored)
+        start = ctx.request_started(request.line, peer.client)
         connection.begin(None if upload is None else upload.pace(start))
         self._served = connection
         porter = self._porter
@@ -841,7 +917,9 @@ class _Loop:
         begun."""
         if self._handover is None:
             return False
-        handed = handover.Handed(connection.fd, connection.peer, connection.parser.unread, deadline)
+        preamble = connection.preamble
+        read = connection.parser.unread if preamble is None else preamble.data
+        handed = handover.Handed(connection.fd, connection.peer, read, deadline, announces=preamble is not None)
         if not handover.give(self._handover[0], handed):
             return False
         self._detach(connection)
@@ -907,6 +985,12 @@ class _Loop:
         handed = handover.take(self._handover[1])
         self._keep_spare()
         if handed is None:
+            return
+        if handed.announces:
+            connection = self._connect(handed.fd, handed.peer, b"")
+            connection.preamble = Preamble(handed.data)
+            self._heads.add(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
+            self._receive(connection)
             return
         connection = self._connect(handed.fd, handed.peer, handed.data)
         connection.fresh = False

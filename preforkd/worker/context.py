@@ -14,7 +14,7 @@ from _signal import getsignal as _getsignal  # type: ignore[import-not-found]  #
 from collections.abc import Callable, Mapping, Sequence
 
 from preforkd import privileges
-from preforkd.config import Pool
+from preforkd.config import Listen, Pool
 from preforkd.errors import ExitCode
 from preforkd.estate import Estate, master_gone
 from preforkd.logs import AccessLog, EventLog
@@ -45,6 +45,7 @@ class Context:
         self.generation = estate.generation
         self.name = f"{estate.pool.name}/{slot}"
         self.listeners: Sequence[socket.socket] = estate.listeners
+        self.listens: Sequence[Listen] = estate.listens
         self.board = estate.board.writer(slot)
         #: Told with every request, and therefore without a call between.
         self.holds = self.board.connections

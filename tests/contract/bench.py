@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from preforkd import models
-from preforkd.config import Body, Limits, Pool, Timeouts
+from preforkd.config import Body, Limits, Listen, Pool, Timeouts
 from preforkd.errors import ExitCode
 from preforkd.http import AccessRecord
 from preforkd.models import ServedHandler
@@ -62,6 +62,7 @@ class Context:
         self.generation = 7
         self.name = f"web/{worker.slot}"
         self.listeners: Sequence[socket.socket] = worker.listeners
+        self.listens: Sequence[Listen] = [worker.listen] * len(worker.listeners)
         self.handover = worker.handover
         self.access = reporter if worker.access else None
         self.log = reporter
@@ -150,6 +151,7 @@ class Worker:
         *,
         model: str = "process",
         slot: int = 0,
+        listen: Listen | None = None,
         handover: tuple[socket.socket, socket.socket] | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
@@ -163,6 +165,8 @@ class Worker:
         self.handler = handler
         self.model = model
         self.slot = slot
+        #: What the configuration says of every listener.
+        self.listen = listen or Listen.of("127.0.0.1:80")
         self.handover = handover
         self.requests = requests
         self.spare_files = spare_files

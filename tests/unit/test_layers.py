@@ -29,11 +29,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # What the master leaves to a template: put together from the row below.
     ("estate",),
     (
-        "control", "headroom", "listeners", "logs", "pidfile", "privileges", "scoreboard", "spawn", "stamp", "systemd",
-        "unixsocket", "wakeup", "welcome",
+        "control", "headroom", "listeners", "logs", "pidfile", "privileges", "proxyprotocol", "scoreboard", "spawn",
+        "stamp", "systemd", "unixsocket", "wakeup", "welcome",
     ),
     ("core",),
-    ("config", "errors", "model"),
+    ("config", "errors", "model", "networks"),
     ("",),
 )  # fmt: skip
 

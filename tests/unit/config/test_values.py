@@ -32,7 +32,7 @@ from preforkd.config import (
     welcome_file,
 )
 from preforkd.config.sample import switched_on
-from preforkd.config.settings import Group, ListOf, Named, declared
+from preforkd.config.settings import Group, Listen, ListOf, Named, declared
 
 from .conftest import POOL
 from .test_walk import FULL
@@ -134,7 +134,7 @@ def test_a_change(old: str, new: str, change: str) -> None:
 
 def test_a_change_of_an_address() -> None:
     (change,) = changes(read_text(FULL, SYSTEM), read_text(FULL.replace("mode: 0660", "mode: 0600"), SYSTEM))
-    assert "{address: unix:/run/w.sock, mode: 0600, owner: a, group: b}" in change.new
+    assert "{address: unix:/run/w.sock, mode: 0600, owner: a, group: b" in change.new
 
 
 def test_a_new_pool() -> None:
@@ -162,7 +162,9 @@ def test_every_setting_is_compared() -> None:
             if isinstance(value, (int, float)):
                 yield item.name, dataclasses.replace(holder, **{item.name: value + 1})
             elif not dataclasses.is_dataclass(value) and item.name not in ("path", "files", "digest", "name", "pools"):
-                other: Any = {"listen": (), "warmup": (), "environment": {}}.get(item.name, "other")
+                other: Any = {
+                    "listen": (), "warmup": (), "environment": {}, "trusted_proxies": ("unix",), "forwarded": ()
+                }.get(item.name, "other")  # fmt: skip
                 yield item.name, dataclasses.replace(holder, **{item.name: other})
 
     def with_pool(changed: Pool) -> Config:
@@ -175,7 +177,7 @@ def test_every_setting_is_compared() -> None:
         for name, changed in others(getattr(pool, section)):
             replaced: dict[str, Any] = {section: changed}
             cases.append((f"pools.web.{section}.{name}", with_pool(dataclasses.replace(pool, **replaced))))
-    assert len(cases) == len(every_key()) - 5  # include and what belongs to one address
+    assert len(cases) == len(every_key()) - 6  # include and what belongs to one address
     for key, new in cases:
         found = changes(config, new)
         assert found and all(change.key.startswith(key) for change in found), key
@@ -208,8 +210,10 @@ def test_every_setting_is_in_the_sample(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(switched_on(sample()))
     written = set(read_placed(str(tmp_path / "x.yaml")).places)
     missing = {key for key in every_key() if key.replace("NAME", "web") not in written}
-    assert missing == {f"pools.NAME.listen.{key}" for key in ("address", "mode", "owner", "group")}
-    assert "{address: unix:/run/preforkd/web.sock, mode: 0666, owner: www-data, group: www-data}" in sample()
+    assert missing == {f"pools.NAME.listen.{key}" for key in declared(Listen)}
+    prose = " ".join(sample().replace("#", " ").split())
+    assert "{address: unix:/run/preforkd/web.sock, mode: 0666, owner: www-data, group: www-data, " in prose
+    assert "proxy_protocol: [10.0.0.0/8, unix]" in prose
 
 
 def test_sample_lines_are_short() -> None:

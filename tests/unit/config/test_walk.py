@@ -23,7 +23,7 @@ umask: 0027
 log: {level: debug, errors: syslog, access: access.log, format: '%h %>s'}
 pools:
   web:
-    listen: ["0.0.0.0:80", "[::]:80", {address: "unix:/run/w.sock", mode: 0660, owner: a, group: b}, systemd:web]
+    listen: ["0.0.0.0:80", "[::]:80", {address: "unix:/run/w.sock", mode: 0660, owner: a, group: b, proxy_protocol: unix}, systemd:web]
     model: process
     handler: wsgi
     app: mysite.wsgi
@@ -35,6 +35,8 @@ pools:
     preload: never
     warmup: /
     health: /health
+    trusted_proxies: [127.0.0.1, 2001:DB8::/32, unix]
+    forwarded: [x-forwarded-for, x-forwarded-host]
     workers: {start: 1, min_spare: 2, max_spare: 3, max: 4}
     recycle: {requests: 1000, jitter: 5%, memory: 200M, age: 1d}
     timeouts: {start: 1s, request: 2s, graceful: 3s, header: 4s, body: 5s, keepalive: 0, send: 7s, queue: 8s,
@@ -63,7 +65,15 @@ def test_everything_at_once() -> None:
                 listen=(
                     Listen("0.0.0.0:80", "tcp", host="0.0.0.0", port=80),
                     Listen("[::]:80", "tcp", host="::", port=80),
-                    Listen("unix:/run/w.sock", "unix", path="/run/w.sock", mode=0o660, owner="a", group="b"),
+                    Listen(
+                        "unix:/run/w.sock",
+                        "unix",
+                        path="/run/w.sock",
+                        mode=0o660,
+                        owner="a",
+                        group="b",
+                        proxy_protocol=("unix",),
+                    ),
                     Listen("systemd:web", "systemd", name="web"),
                 ),
                 app="mysite.wsgi:application",
@@ -75,6 +85,8 @@ def test_everything_at_once() -> None:
                 preload="never",
                 warmup=("/",),
                 health="/health",
+                trusted_proxies=("127.0.0.1", "2001:db8::/32", "unix"),
+                forwarded=("x-forwarded-for", "x-forwarded-host"),
                 workers=Workers(1, 2, 3, 4),
                 recycle=Recycle(1000, 0.05, 200 << 20, 86400.0),
                 timeouts=Timeouts(1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 7.0, 8.0, 0.5),
@@ -96,7 +108,17 @@ def test_what_is_empty_is_its_default(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["workers:", "recycle: {}", "environment: null", "warmup: []", "warmup:", "directory: null"]
+    "setting",
+    [
+        "workers:",
+        "recycle: {}",
+        "environment: null",
+        "warmup: []",
+        "warmup:",
+        "directory: null",
+        "forwarded:",
+        "trusted_proxies: []",
+    ],
 )
 def test_what_is_empty_in_a_pool_is_its_default(setting: str, pool_of: Callable[[str], Config]) -> None:
     assert pool_of(setting).pools["web"] == pool_of("").pools["web"]
@@ -216,6 +238,9 @@ def test_mistakes_in_a_pool(settings: str, mistakes: list[str], said: Said) -> N
         ("['[::]:80', '[::1]:80']", ["1:35: pools.web.listen[1]: [::1]:80 cannot listen beside [::]:80, which is pools.web.listen[0] in line 1"]),
         ("['0.0.0.0:80', '[::]:80', '0.0.0.0:81', '1.2.3.4:82', 'unix:/x:80']", []),
         ("{address: 'unix:/x', mode: 0660}", []),
+        ("{address: '1.2.3.4:80', proxy_protocol: unix}", ["1:63: pools.web.listen.proxy_protocol: nobody could connect to 1.2.3.4:80: nobody comes by a unix socket; write the proxy's address"]),
+        ("{address: 'unix:/x', proxy_protocol: [10.0.0.0/8]}", ["1:60: pools.web.listen.proxy_protocol: nobody could connect to unix:/x: to a unix socket nobody comes from an address; write unix"]),
+        ("{address: 'unix:/x', proxy_protocol: [10.0.0.1/8]}", ["1:61: pools.web.listen.proxy_protocol[0]: '10.0.0.1/8' has bits set behind the first 8; did you mean 10.0.0.0/8, or 10.0.0.1 alone?"]),
         ("{address: '1.2.3.4:80', mode: 0660}", ["1:47: pools.web.listen.mode: 1.2.3.4:80 is not a unix socket, and only these have one; remove it"]),
         ("{mode: 0660}", ['1:23: pools.web.listen: has no address; write for example {address: "unix:/run/preforkd/web.sock", mode: 0660}']),
         ("{address: 'unix:/x', mode: 999}", ["1:50: pools.web.listen.mode: '999' is not an octal mode; write three digits from 0 to 7, such as 0660"]),

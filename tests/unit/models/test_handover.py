@@ -67,7 +67,7 @@ def test_more_than_a_message_holds(pair: Pair, connection: Pair) -> None:
     assert not give(pair[0], Handed(connection[0].fileno(), Peer("", 0, "", 0), b"x" * 2**20, 0.0))
 
 
-@pytest.mark.parametrize("message", [b"", b"\x01", b"\x02" + b"\0" * 40, b"\x01" + b"\0" * 12 + b"\x01\0\xff"])
+@pytest.mark.parametrize("message", [b"", b"\x02", b"\x63" + b"\0" * 40, b"\x02" + b"\0" * 13 + b"\x01\0\xff"])
 def test_what_is_not_understood_is_closed(pair: Pair, connection: Pair, message: bytes) -> None:
     here, there = connection
     socket.send_fds(pair[0], [message or b"?"], [here.fileno()])

@@ -223,8 +223,8 @@ def test_a_body_error_is_an_oserror_that_can_be_caught(serve: Serve) -> None:
 
     client = serve(application)
     client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n")
-    client.send(b"nonsense\r\n")
     assert client.response().status == 100
+    client.send(b"nonsense\r\n")
     response = client.response()
     assert response.raw_head.startswith(b"HTTP/1.1 400 Caught")
     assert response.body == b"BodyError 400"

@@ -900,6 +900,11 @@ class _Loop:
             for connection in self._heads.waiters():
                 if connection.parser.between:
                     self._heads.add(connection, min(now + _SILENT_GRACE, self._heads.discard(connection) or now))
+            for connection in self._uploads.waiters():
+                if connection.upload is not None and connection.upload.spool is None:
+                    # Answered; what it still sends is waited for no longer than behind any last answer.
+                    self._drop_upload(connection)
+                    self._linger(connection)
 
     def _hand_over(self, connection: Connection) -> None:
         """Gives a parked connection to a sibling; if none takes it now it stays until its next answer or deadline."""

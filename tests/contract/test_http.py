@@ -183,7 +183,7 @@ def test_file(start: Start, connect: Connect) -> None:
 
 
 def test_big(start: Start, connect: Connect) -> None:
-    start()
+    start(timeouts=Timeouts(keepalive=60))  # which begins when the kernel has the answer, long before its reader has
     client = connect(receive_buffer=32768)
     assert client.get("/big").body == b"x" * BIG
     assert client.get().body == b"web/0"

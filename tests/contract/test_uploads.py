@@ -444,6 +444,17 @@ def test_a_leaver_does_not_wait_for_a_connection_that_it_drains(start: Start, co
     assert worker.join() == ExitCode.OK
 
 
+def test_a_stop_does_not_wait_for_a_rest_that_nobody_reads(start: Start, connect: Connect) -> None:
+    worker = start(body=Body(buffer=0), timeouts=Timeouts(body=60))
+    client, other = connect(), connect()
+    client.send(head(1000, "/"))
+    assert client.response().status == 200
+    other.get(headers="Connection: close\r\n")
+    worker.stop()
+    assert client.until_closed() == b""
+    assert worker.join() == ExitCode.OK
+
+
 @pytest.mark.parametrize("buffer", [0, 1 << 20])
 def test_the_body_can_be_read_behind_the_beginning_of_the_answer(start: Start, connect: Connect, buffer: int) -> None:
     start(body=Body(buffer=buffer))

@@ -276,6 +276,10 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
     if expectation and http11 and expectation.lower() != b"100-continue":
         return Refusal(417, "the only expectation met here is 100-continue", line)  # RFC 9110, 10.1.1
     method = match[1].decode("ascii")
+    if not http11 and not length_seen and method in _WITH_CONTENT:
+        # RFC 1945, 8.3: in HTTP/1.0 only a length tells where such a request ends. RFC 9112, 6.3, 7, would read none as
+        # zero, and what an old client sends behind it as the next request.
+        return Refusal(411, "an HTTP/1.0 request that carries a body needs a Content-Length", line)
     target = match[2].decode("ascii")
     authority = host or b""
     if method == "CONNECT":
@@ -315,6 +319,7 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
     )
 
 
+_WITH_CONTENT = frozenset(("POST", "PUT", "PATCH"))
 _SPECIAL = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
 
 #: Field name as sent -> in lower case if `_judge` has a rule for it, ``_`` if it has an underscore, else empty. Clients

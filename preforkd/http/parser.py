@@ -36,10 +36,12 @@ class RequestParser:
     stays in `unread` and can be handed to another process. After a `Refusal` nothing is interpreted any more.
     """
 
-    __slots__ = ("_blank_seen", "_chunks", "_data", "_left", "_limits", "_line", "_state")
+    __slots__ = ("_blank_seen", "_chunks", "_data", "_left", "_limits", "_line", "_secure", "_state")
 
-    def __init__(self, limits: RequestLimits, data: bytes = b"") -> None:
+    def __init__(self, limits: RequestLimits, data: bytes = b"", *, secure: bool = False) -> None:
+        """``secure``: the connection is TLS, or comes from a gateway that is trusted to say so."""
         self._limits = limits
+        self._secure = secure
         self._data = data
         self._state = _HEAD
         #: The request line, once it is checked and the rest of the head is still on its way.
@@ -177,7 +179,7 @@ class RequestParser:
             # A line that is not a field of its own: a folded one, or something that llhttp reads in another way than
             # we.
             return self._refuse(400, "a header line is not a field", line)
-        outcome = _judge(match, fields, limits)
+        outcome = _judge(match, fields, limits, self._secure)
         if isinstance(outcome, Refusal):
             self._state = _FAILED
             self._data = b""
@@ -205,7 +207,9 @@ def _not_http(data: bytes) -> str:
     return "a request line must begin with a method"
 
 
-def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: RequestLimits) -> Request | Refusal:
+def _judge(
+    match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: RequestLimits, secure: bool
+) -> Request | Refusal:
     """Everything about a well-formed head that llhttp leaves open: one pass over the fields, then the target."""
     line = match[0]
     http11 = match[3] == b"1.1"
@@ -298,6 +302,9 @@ def _judge(match: re.Match[bytes], fields: list[tuple[bytes, bytes]], limits: Re
         authority = absolute[1].encode("ascii")
         if not _HOST.fullmatch(authority) or authority.startswith(b":"):
             return Refusal(400, "the authority of the request target is malformed", line)
+        if not secure and target[4] in "sS":
+            # RFC 9110, 7.4: an https resource is not served over a connection that is not secured.
+            return Refusal(421, "an https:// target is not served without TLS", line)
         rest = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
     if "#" in rest:
         return Refusal(400, "a request target has no fragment", line)

@@ -150,6 +150,7 @@ REFUSED = {
     "relative target": (get(b"Host: x", first=b"GET a HTTP/1.1"), 400),
     "authority-form": (get(b"Host: x", first=b"GET x:80 HTTP/1.1"), 400),
     "other scheme": (get(b"Host: x", first=b"GET ftp://x/ HTTP/1.1"), 400),
+    "https without TLS": (get(b"Host: x", first=b"GET HTTPS://x/ HTTP/1.1"), 421),
     "absolute with userinfo": (get(b"Host: x", first=b"GET http://a@x/ HTTP/1.1"), 400),
     "absolute without authority": (get(b"Host: x", first=b"GET http:/// HTTP/1.1"), 400),
     "NUL in the target": (get(b"Host: x", first=b"GET /\0 HTTP/1.1"), 400),
@@ -259,6 +260,13 @@ def test_what_a_request_says() -> None:
 def test_the_targets_authority_counts_more_than_the_host_field() -> None:
     request = parse(get(b"Host: x", first=b"GET http://y:80?q HTTP/1.1"))
     assert (request.host, request.path, request.query) == (b"y:80", "/", "q")
+
+
+def test_an_https_target_is_served_where_the_connection_is_secure() -> None:
+    parser = RequestParser(SMALL, get(b"Host: x", first=b"GET https://y/p HTTP/1.1"), secure=True)
+    event = parser.next_event()
+    assert isinstance(event, Request)
+    assert (event.host, event.path) == (b"y", "/p")
 
 
 @pytest.mark.parametrize(

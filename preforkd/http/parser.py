@@ -45,6 +45,8 @@ class _Fields:
     headers: list[tuple[bytes, bytes]]
     host: bytes | None
     length: int | None
+    #: It was said, and not only concluded from the absence of everything else.
+    length_given: bool
     keep_alive: bool
     expectation: bool
     shared: dict[str, object] = field(default_factory=dict)
@@ -355,12 +357,17 @@ def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: Reque
             return 400, "two fields differ only in '-' and '_'"
     if expectation and http11 and expectation.lower() != b"100-continue":
         return 417, "the only expectation met here is 100-continue"  # RFC 9110, 10.1.1
-    return _Fields(fields, host, length, persist and not close, bool(expectation))
+    return _Fields(fields, host, length, length_seen, persist and not close, bool(expectation))
 
 
 def _judge_line(match: re.Match[bytes], fields: _Fields) -> Request | tuple[int, str]:
     """The target, and what it means together with the fields; a refusal is a status and a reason."""
     method = match[1].decode("ascii")
+    http11 = match[3] == b"1.1"
+    if not http11 and not fields.length_given and method in _WITH_CONTENT:
+        # RFC 1945, 8.3: in HTTP/1.0 only a length tells where such a request ends. RFC 9112, 6.3, 7, would read none as
+        # zero, and what an old client sends behind it as the next request.
+        return 411, "an HTTP/1.0 request that carries a body needs a Content-Length"
     target = match[2].decode("ascii")
     authority = fields.host or b""
     if method == "CONNECT":
@@ -385,7 +392,6 @@ def _judge_line(match: re.Match[bytes], fields: _Fields) -> Request | tuple[int,
     path, _, query = rest.partition("?")
     if "%" in path and _BAD_ESCAPE.search(path):
         return 400, "the path has a malformed percent escape"
-    http11 = match[3] == b"1.1"
     return Request(
         match[0],
         method,
@@ -402,6 +408,7 @@ def _judge_line(match: re.Match[bytes], fields: _Fields) -> Request | tuple[int,
     )
 
 
+_WITH_CONTENT = frozenset(("POST", "PUT", "PATCH"))
 _SPECIAL = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
 
 #: Field name as sent -> in lower case if `_judge` has a rule for it, ``_`` if it has an underscore, else empty. Clients

@@ -67,7 +67,7 @@ ACCEPTED = {
     "absolute-form": (get(b"Host: x", first=b"GET http://y:80/p?q HTTP/1.1"), b""),
     "OPTIONS *": (get(b"Host: x", first=b"OPTIONS * HTTP/1.1"), b""),
     "expect": (post(b"Expect: 100-Continue", b"Content-Length: 1", body=b"a"), b"a"),
-    "expect anything in 1.0": (post(b"Expect: magic", version=b"1.0"), b""),
+    "expect anything in 1.0": (post(b"Expect: magic", b"Content-Length: 0", version=b"1.0"), b""),
     "browser's raw query": (get(b"Host: x", first=b"GET /a?b={|}^[]`\\ HTTP/1.1".replace(b"\\ ", b"\\ ")), b""),
     "percent in the query": (get(b"Host: x", first=b"GET /?100% HTTP/1.1"), b""),
     "upgrade is ignored": (get(b"Host: x", b"Connection: Upgrade", b"Upgrade: h2c"), b""),
@@ -159,6 +159,7 @@ REFUSED = {
     "cut escape": (get(b"Host: x", first=b"GET /%2 HTTP/1.1"), 400),
     "two leading CRLF": (b"\r\n\r\n" + get(b"Host: x"), 400),
     "leading LF": (b"\n" + get(b"Host: x"), 400),
+    "POST without a length in 1.0": (post(version=b"1.0"), 411),
     "expect other": (post(b"Expect: magic"), 417),
     "expect more": (post(b"Expect: 100-continue, magic"), 417),
     "long line": (get(b"Host: x", first=b"GET /" + b"a" * 200 + b" HTTP/1.1"), 414),
@@ -258,6 +259,12 @@ def test_what_a_request_says() -> None:
 def test_the_targets_authority_counts_more_than_the_host_field() -> None:
     request = parse(get(b"Host: x", first=b"GET http://y:80?q HTTP/1.1"))
     assert (request.host, request.path, request.query) == (b"y:80", "/", "q")
+
+
+def test_an_https_target_is_the_models_business() -> None:
+    # It knows whether the connection is secure.
+    request = parse(get(b"Host: x", first=b"GET https://y/p HTTP/1.1"))
+    assert (request.host, request.path) == (b"y", "/p")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from preforkd.config import Pool
+from preforkd.config import Listen, Pool
 from preforkd.logs import Logs
 from preforkd.privileges import Identity
 from preforkd.scoreboard import Scoreboard
@@ -26,6 +26,8 @@ class Estate:
     #: The environment for the application: the master's without what belongs to systemd and us, and the pool's.
     environment: Mapping[str, str]
     listeners: tuple[socket.socket, ...]
+    #: What the configuration says of each listener, in the same order.
+    listens: tuple[Listen, ...]
     board: Scoreboard
     logs: Logs
     #: Counts reopenings of the log files, so that the master knows who still writes into old ones.

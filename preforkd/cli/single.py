@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import setproctitle
 
 from preforkd import handlers, models
-from preforkd.config import Pool
+from preforkd.config import Listen, Pool
 from preforkd.errors import ExitCode, PreforkdError
 from preforkd.listeners import Wanted, open_listeners
 from preforkd.logs import AccessLog, EventLog, open_logs
@@ -29,13 +29,19 @@ class _Alone:
     """The worker context of a process that has nobody around it."""
 
     def __init__(
-        self, pool: Pool, listeners: Sequence[socket.socket], events: EventLog, access: AccessLog | None
+        self,
+        pool: Pool,
+        listeners: Sequence[socket.socket],
+        listens: Sequence[Listen],
+        events: EventLog,
+        access: AccessLog | None,
     ) -> None:
         self.pool = pool
         self.slot = 0
         self.generation = 1
         self.name = f"{pool.name}/0"
         self.listeners = listeners
+        self.listens = listens
         self.log = events
         self.access = access
         self.handover = None
@@ -93,9 +99,10 @@ def serve(checked: Checked) -> int:
         become(pool, identities[pool.name])
         setproctitle.setproctitle(f"preforkd: {pool.name} single")
         handler = handlers.load(pool.handler).load(pool, config_path=config.path)
-        sockets = [sock for listener in opened.listeners.values() for sock in listener.sockets]
+        pairs = [(sock, listen) for listen in pool.listen for sock in opened.listeners[listen.text].sockets]
+        sockets, listens = [sock for sock, _ in pairs], [listen for _, listen in pairs]
         addresses = [address for listener in opened.listeners.values() for address in listener.addresses]
-        context = _Alone(pool, sockets, logs.events, logs.access)
+        context = _Alone(pool, sockets, listens, logs.events, logs.access)
         logs.events.info("serving", pool=pool.name, listen=",".join(addresses), pid=os.getpid(), single=True)
         return int(models.load(pool.model).serve(context, handler))
     finally:

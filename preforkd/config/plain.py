@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from .settings import Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Workers
+from .settings import Config, Group, Listen, Pool, declared
 
-_SECTIONS: Mapping[str, type[Any]] = {
-    "log": Log,
-    "workers": Workers,
-    "recycle": Recycle,
-    "timeouts": Timeouts,
-    "limits": Limits,
-}
+
+def _groups(section: type[Any]) -> Mapping[str, type[Any]]:
+    """The sections within a section, by key. Not by key alone: ``body`` is a section of a pool, and a number in others."""
+    shapes = {key: item.setting.shape for key, item in declared(section).items()}
+    return {key: shape.section for key, shape in shapes.items() if isinstance(shape, Group)}
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -26,9 +24,10 @@ def to_plain(config: Config) -> dict[str, Any]:
 
 def _flat(value: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    groups = _groups(type(value))
     for item in fields(value):
         inner = getattr(value, item.name)
-        if item.name in _SECTIONS:
+        if item.name in groups:
             inner = _flat(inner)
         elif item.name == "listen":
             inner = [_flat(listen) for listen in inner]
@@ -64,9 +63,10 @@ def _values(section: type[Any], plain: Any, what: str) -> dict[str, Any]:
     if names != plain.keys():
         raise ValueError(f"{what}: not the plain form of a configuration: {', '.join(sorted(names ^ plain.keys()))}")
     values: dict[str, Any] = {}
+    groups = _groups(section)
     for name, inner in plain.items():
-        if name in _SECTIONS:
-            inner = _SECTIONS[name](**_values(_SECTIONS[name], inner, f"{what}: {name}"))
+        if name in groups:
+            inner = groups[name](**_values(groups[name], inner, f"{what}: {name}"))
         elif isinstance(inner, list):
             inner = tuple(inner)
         elif isinstance(inner, dict):

@@ -99,6 +99,7 @@ class PosixKernel:
             identity=place.identity,
             environment=environment,
             listeners=place.sockets,
+            listens=place.listens,
             board=place.board,
             logs=world.logs,
             log_epoch=self.epoch,

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from preforkd.config import Config, Pool
+from preforkd.config import Config, Listen, Pool
 from preforkd.listeners import Listener
 from preforkd.logs import Logs
 from preforkd.model import PoolGoal
@@ -27,6 +27,12 @@ class PoolWorld:
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         return tuple(sock for listener in self.listeners for sock in listener.sockets)
+
+    @property
+    def listens(self) -> tuple[Listen, ...]:
+        """What the configuration says of each of `sockets`: a name, or systemd, may stand for several."""
+        pairs = zip(self.pool.listen, self.listeners, strict=True)
+        return tuple(listen for listen, listener in pairs for _ in listener.sockets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from preforkd.errors import ExitCode, LoadError
 if TYPE_CHECKING:
     import socket
 
-    from preforkd.config import Pool
+    from preforkd.config import Listen, Pool
     from preforkd.http import AccessRecord, Exchange
 
 #: Name in the file -> module:attribute. A new model adds its line here, and one word in the declaration of the setting.
@@ -57,6 +57,11 @@ class WorkerContext(Protocol):
     @property
     def listeners(self) -> Sequence[socket.socket]:
         """Non-blocking; shared with the siblings, who would see a change of O_NONBLOCK. The model closes them."""
+        ...
+
+    @property
+    def listens(self) -> Sequence[Listen]:
+        """What the configuration says of each listener, in the same order."""
         ...
 
     @property

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from preforkd import privileges
-from preforkd.config import Pool
+from preforkd.config import Listen, Pool
 from preforkd.errors import ExitCode
 from preforkd.estate import Estate, master_gone
 from preforkd.logs import AccessLog, EventLog
@@ -38,6 +38,7 @@ class Context:
         self.generation = estate.generation
         self.name = f"{estate.pool.name}/{slot}"
         self.listeners: Sequence[socket.socket] = estate.listeners
+        self.listens: Sequence[Listen] = estate.listens
         self.board = estate.board.writer(slot)
         self.access: AccessLog | None = estate.logs.access
         self.log: EventLog = estate.logs.events.bound(pool=estate.pool.name, worker=self.name, pid=os.getpid())

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from preforkd import models
-from preforkd.config import Limits, Pool, Timeouts
+from preforkd.config import Limits, Listen, Pool, Timeouts
 from preforkd.errors import ExitCode
 from preforkd.http import AccessRecord
 from preforkd.models import ServedHandler
@@ -61,6 +61,7 @@ class Context:
         self.generation = 7
         self.name = f"web/{worker.slot}"
         self.listeners: Sequence[socket.socket] = worker.listeners
+        self.listens: Sequence[Listen] = [worker.listen] * len(worker.listeners)
         self.handover = worker.handover
         self.access = reporter if worker.access else None
         self.log = reporter
@@ -121,6 +122,7 @@ class Worker:
         *,
         model: str = "process",
         slot: int = 0,
+        listen: Listen | None = None,
         handover: tuple[socket.socket, socket.socket] | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
@@ -132,6 +134,8 @@ class Worker:
         self.handler = handler
         self.model = model
         self.slot = slot
+        #: What the configuration says of every listener.
+        self.listen = listen or Listen.of("127.0.0.1:80")
         self.handover = handover
         self.requests = requests
         self.spare_files = spare_files

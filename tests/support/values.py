@@ -47,6 +47,7 @@ def make_estate(
         identity=privileges.resolve(None, None),
         environment=dict(os.environ),
         listeners=listeners,
+        listens=tuple(pool.listen[0] for _ in listeners),
         board=board if board is not None else Scoreboard(8),
         logs=open_logs(config.log),
         log_epoch=0,

@@ -10,7 +10,7 @@ from .settings import Config, Group, Listen, Pool, declared
 
 
 def _groups(section: type[Any]) -> Mapping[str, type[Any]]:
-    """The sections within a section, by key. Not by key alone: ``body`` is a section of a pool, and a number in others."""
+    """The sections within a section, by key. Not by key alone: ``body`` is a section here, a number there."""
     shapes = {key: item.setting.shape for key, item in declared(section).items()}
     return {key: shape.section for key, shape in shapes.items() if isinstance(shape, Group)}
 

@@ -125,8 +125,8 @@ class Tls:
         tuple[str, ...],
         Setting(
             ListOf(Path()),
-            "File (PEM) with the certificate and the intermediate ones after it, or a list of such files: each serves the"
-            " names in it, the first also clients that ask for none of them.",
+            "File (PEM) with the certificate and the intermediate ones after it, or a list of such files: each serves"
+            " the names in it, the first also clients that ask for none of them.",
             {
                 "Apache": "SSLCertificateFile SSLCertificateChainFile",
                 "nginx": "ssl_certificate",
@@ -142,8 +142,8 @@ class Tls:
         tuple[str, ...],
         Setting(
             ListOf(Path()),
-            "File with the private key of each certificate, in the same order; none: it is in the certificate's file. Read"
-            " as root.",
+            "File with the private key of each certificate, in the same order; none: it is in the certificate's file."
+            " Read as root.",
             {
                 "Apache": "SSLCertificateKeyFile",
                 "nginx": "ssl_certificate_key",

@@ -461,8 +461,9 @@ class Walk:
         if read.sound("certificate", "key") and (keys := values.get("key", ())):
             count = len(values.get("certificate", ()))
             if len(keys) != count:
-                what = f"there are {len(keys)} keys for {count} certificates; write one for each, in the same order, or"
-                self.mistakes.at(read.nodes["key"], f"{name}.key", f"{what} none where each is in its certificate's file")
+                what = f"there are {len(keys)} keys for {count} certificates; write one for each, in the same order,"
+                what += " or none where each is in its certificate's file"
+                self.mistakes.at(read.nodes["key"], f"{name}.key", what)
         if "client" in read.nodes and read.sound("client_ca") and values.get("client_ca") is None:
             what = "says nothing without client_ca; name the file of the authorities there"
             self.mistakes.at(read.nodes["client"], f"{name}.client", what)

@@ -143,6 +143,9 @@ class WSGI:
         environ["REMOTE_ADDR"] = peer.client
         if peer.client_port:
             environ["REMOTE_PORT"] = str(peer.client_port)
+        if peer.tls is not None:
+            environ["wsgi.url_scheme"] = "https"
+            environ.update(peer.tls)
         environ["wsgi.input"] = Input(exchange)
         environ["wsgi.errors"] = sys.stderr
         for name, value in request.headers:

@@ -7,7 +7,7 @@ once: 100-continue, an answer before the request's end, when a connection can ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,12 +50,16 @@ class ClientGone(ConnectionError):
 
 @dataclass(slots=True)
 class Peer:
-    """Who talks to whom on a connection; ``client`` is empty and ``client_port`` 0 on a unix socket."""
+    """Who talks to whom on a connection; ``client`` is empty and ``client_port`` 0 on a unix socket.
+
+    ``tls`` is what the handshake settled, in the words of Apache's mod_ssl (``SSL_PROTOCOL``); None without TLS.
+    """
 
     client: str
     client_port: int
     server: str
     server_port: int
+    tls: Mapping[str, str] | None = None
 
 
 def _never() -> bool:

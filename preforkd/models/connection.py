@@ -6,13 +6,14 @@ making one costs a system call and as much time as the parsing of a request.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import struct
 from collections.abc import Sequence
 
-from preforkd.http import Peer, RequestParser
+from preforkd.http import Peer, Request, RequestParser
 
 #: Room for the head of a request and a small body. Larger bodies are read in larger pieces, later.
 _HEAD_READ = 16 * 1024
@@ -26,12 +27,23 @@ _SENDFILE = 1 << 30
 _RESET = struct.pack("ii", 1, 0)
 
 
+class SpeaksPlainly(ConnectionError):
+    """The client has sent HTTP without TLS. ``line`` is the request's first line, as far as it came."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(errno.EPROTO, "plain HTTP where TLS is spoken")
+        self.line = line
+
+
 class Connection:
     """One client. As an `http.Transport` it blocks, with ``timeouts.body`` and ``timeouts.send`` as deadlines.
 
-    The flags belong to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: it is in
-    the poll set; ``queued``: it is among those to be looked at next; ``closed``.
+    The flags belong to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: what the
+    poll set waits for, 0 if it is not in there; ``queued``: it is among those to be looked at next; ``closed``.
     """
+
+    #: Whether another process can go on with it.
+    movable = True
 
     __slots__ = ("_body_timeout", "_send_timeout", "closed", "fd", "fresh", "parser", "peer", "queued", "registered")
 
@@ -40,11 +52,24 @@ class Connection:
         self.peer = peer
         self.parser = parser
         self.fresh = True
-        self.registered = False
+        self.registered = 0
         self.queued = False
         self.closed = False
         self._body_timeout = body_timeout
         self._send_timeout = send_timeout
+
+    @property
+    def interest(self) -> int:
+        """What the poll set shall wait for while the connection is parked (epoll's bits)."""
+        return select.EPOLLIN
+
+    def misdirected(self, request: Request) -> bool:
+        """Does the request want something that this connection cannot give: TLS, or another certificate?
+
+        RFC 9110, 7.4: an ``https`` target that came without TLS must be refused.
+        """
+        target = request.target
+        return target[0] != "/" and target[:8].lower() == "https://"
 
     def read(self) -> bytes | None:
         """What has arrived, without waiting: None if nothing has, empty at the client's end.
@@ -125,6 +150,10 @@ class Connection:
         """Tells the client that nothing more will come, while its own bytes are still taken."""
         with _Borrowed(self.fd) as borrowed:
             borrowed.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Gives the descriptor up. What is owed to the client before that has been sent."""
+        os.close(self.fd)
 
     def reset_on_close(self) -> None:
         """Makes the close a reset: where the end of the connection would look like the end of a complete answer."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from preforkd.http import Peer
 
-_VERSION = 1
-#: version, deadline of the head (infinite: none), client port, server port, lengths of client and server names.
-_HEADER = struct.Struct("=BdHHBB")
+_VERSION = 2
+#: version, deadline of the head (infinite: none), client port, server port, lengths of client, server and listener.
+_HEADER = struct.Struct("=BdHHBBH")
 _INT = struct.Struct("i")
 #: The longest message: a head of the largest allowed size, which the kernel's socket buffer bounds anyway.
 _MESSAGE = 256 * 1024
@@ -26,12 +26,17 @@ _MESSAGE = 256 * 1024
 
 @dataclass(slots=True)
 class Handed:
-    """A connection on its way from one worker to another."""
+    """A connection on its way from one worker to another.
+
+    ``listen``: the listener's text (`Listen.text`) where something else comes before HTTP and has not begun, as TLS;
+    else empty.
+    """
 
     fd: int
     peer: Peer
     data: bytes
     deadline: float
+    listen: str = ""
 
 
 def give(pair_end: socket.socket, handed: Handed) -> bool:
@@ -43,13 +48,20 @@ def give(pair_end: socket.socket, handed: Handed) -> bool:
     """
     client = handed.peer.client.encode()[:255]
     server = handed.peer.server.encode()[:255]
+    listen = handed.listen.encode()
     header = _HEADER.pack(
-        _VERSION, handed.deadline, handed.peer.client_port, handed.peer.server_port, len(client), len(server)
+        _VERSION,
+        handed.deadline,
+        handed.peer.client_port,
+        handed.peer.server_port,
+        len(client),
+        len(server),
+        len(listen),
     )
     try:
         # Not socket.send_fds and recv_fds: they forget their flags (CPython 3.11).
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(handed.fd))
-        pair_end.sendmsg([header, client, server, handed.data], [rights], socket.MSG_DONTWAIT)
+        pair_end.sendmsg([header, client, server, listen, handed.data], [rights], socket.MSG_DONTWAIT)
     except OSError:
         return False
     return True
@@ -75,14 +87,17 @@ def take(pair_end: socket.socket) -> Handed | None:
     if not fds:
         return None
     try:
-        version, deadline, client_port, server_port, client_length, server_length = _HEADER.unpack_from(message)
+        version, deadline, client_port, server_port, *lengths = _HEADER.unpack_from(message)
         if version != _VERSION or flags & socket.MSG_TRUNC:
             raise ValueError
         start = _HEADER.size
-        middle = start + client_length
-        end = middle + server_length
-        peer = Peer(message[start:middle].decode(), client_port, message[middle:end].decode(), server_port)
+        texts = []
+        for length in lengths:
+            texts.append(message[start : start + length].decode())
+            start += length
+        client, server, listen = texts
+        peer = Peer(client, client_port, server, server_port)
     except (struct.error, ValueError):
         os.close(fds[0])
         return None
-    return Handed(fds[0], peer, message[end:], math.inf if math.isnan(deadline) else deadline)
+    return Handed(fds[0], peer, message[start:], math.inf if math.isnan(deadline) else deadline, listen)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from preforkd.errors import ExitCode
 from preforkd.http import AccessRecord, Exchange, Peer, Refusal, Request, RequestLimits, RequestParser, refusal_bytes
 from preforkd.models import handover
-from preforkd.models.connection import Connection
+from preforkd.models.connection import Connection, SpeaksPlainly
 from preforkd.models.deadlines import Deadlines
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ _REPORT_EVERY = 10.0
 #: A request that takes so long makes the connections beside it wait (seconds). Far less, and workers that answer in
 #: microseconds would keep counting each other's connections.
 _SLOW = 0.002
+
+#: Makes a connection that is no plain one.
+MakeConnection = Callable[[int, Peer, RequestParser], Connection]
 
 _EXCLUSIVE = select.EPOLLIN | select.EPOLLEXCLUSIVE
 #: Failures of a connection that was in the queue, not of the listener: accept(2), "Error handling".
@@ -100,6 +103,10 @@ class _Loop:
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._listeners: dict[int, tuple[socket.socket, str, int]] = {}
+        #: What makes the connections of a listener with TLS, by its descriptor and by the text siblings know it by.
+        self._tls: dict[int, MakeConnection] = {}
+        self._tls_named: dict[str, MakeConnection] = {}
+        self._texts: dict[int, str] = {}
         self._handover = ctx.handover
         #: Held in reserve: a message that brings a descriptor loses it for good if there is no room for it.
         self._spare = -1
@@ -151,7 +158,7 @@ class _Loop:
         finally:
             self._epoll.close()
             for connection in list(self._connections.values()):
-                os.close(connection.fd)
+                connection.close()
             if self._spare >= 0:
                 os.close(self._spare)
 
@@ -250,8 +257,10 @@ class _Loop:
     # -- listeners ----------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        for listener in self._ctx.listeners:
-            name, port = _server_of(listener)
+        for listener, listen in zip(self._ctx.listeners, self._ctx.listens, strict=True):
+            name, port = _server_of(listener, secure=listen.tls is not None)
+            if listen.tls is not None:
+                self._speak_tls(listener.fileno(), listen.text)
             if listener.family != socket.AF_UNIX:
                 # Inherited by accepted connections. Answers are written in as few pieces as possible; holding back
                 # the last one (Nagle) would only delay it.
@@ -260,6 +269,19 @@ class _Loop:
         self._resume()
         if self._handover is not None:
             self._keep_spare()
+
+    def _speak_tls(self, fd: int, text: str) -> None:
+        """Whoever comes by this listener speaks TLS first."""
+        # Here and not above: it brings in OpenSSL, and most workers have a proxy in front.
+        from preforkd.models.tls import Failures, TLSConnection
+
+        server, failures, timeouts = self._ctx.tls[text], Failures(self._ctx.log), self._timeouts
+
+        def secure(fd: int, peer: Peer, parser: RequestParser) -> Connection:
+            return TLSConnection(fd, peer, parser, timeouts.body, timeouts.send, server, failures)
+
+        self._tls[fd] = self._tls_named[text] = secure
+        self._texts[fd] = text
 
     def _resume(self) -> None:
         self._resume_at = math.inf
@@ -297,7 +319,7 @@ class _Loop:
                 self._ctx.log.error("accept_failed", address=address, error=str(error))
                 self._pause()  # and try again later
             return
-        self._receive(self._connect(client_fd, peer, b""))
+        self._receive(self._connect(client_fd, peer, b"", self._tls.get(fd)))
 
     def _take(self, fd: int) -> tuple[int, Peer]:
         """The next client of a listener. Raises OSError as accept(2) does."""
@@ -323,13 +345,17 @@ class _Loop:
         except OSError:
             pass  # a sibling was faster, or somebody else took the descriptor
         else:
-            handover.give(self._handover[0], handover.Handed(client_fd, peer, b"", math.inf))
+            handover.give(self._handover[0], handover.Handed(client_fd, peer, b"", math.inf, self._texts.get(fd, "")))
             os.close(client_fd)
         self._keep_spare()
 
-    def _connect(self, fd: int, peer: Peer, data: bytes) -> Connection:
+    def _connect(self, fd: int, peer: Peer, data: bytes, make: MakeConnection | None = None) -> Connection:
         timeouts = self._timeouts
-        connection = Connection(fd, peer, RequestParser(self._limits, data), timeouts.body, timeouts.send)
+        parser = RequestParser(self._limits, data)
+        if make is None:
+            connection = Connection(fd, peer, parser, timeouts.body, timeouts.send)
+        else:
+            connection = make(fd, peer, parser)
         self._connections[fd] = connection
         self._ctx.holds(len(self._connections))
         return connection
@@ -363,12 +389,17 @@ class _Loop:
             return  # its turn comes; it is reported again
         try:
             data = connection.read()
-        except OSError:
-            self._close(connection)
+        except OSError as error:
+            if isinstance(error, SpeaksPlainly):
+                self._refuse(connection, Refusal(400, "this port speaks TLS; write https:// in the URL", error.line))
+            else:
+                self._close(connection)
             return
         if data is None:
             if not connection.registered:
                 self._park(connection)
+            elif connection.registered != connection.interest:
+                self._register(connection)
         elif not data:
             self._close(connection)
         elif connection not in self._lingering:
@@ -380,7 +411,12 @@ class _Loop:
 
     def _act(self, connection: Connection, event: object) -> None:
         if isinstance(event, Request):
-            self._serve(connection, event)
+            if connection.misdirected(event):
+                self._refuse(
+                    connection, Refusal(421, "this connection is not for such a URL; make another", event.line)
+                )
+            else:
+                self._serve(connection, event)
         elif isinstance(event, Refusal):
             self._refuse(connection, event)
         else:
@@ -398,15 +434,19 @@ class _Loop:
         self._register(connection)
 
     def _register(self, connection: Connection) -> None:
+        interest = connection.interest
         if not connection.registered:
-            self._epoll.register(connection.fd, select.EPOLLIN)
-            connection.registered = True
+            self._epoll.register(connection.fd, interest)
+        elif connection.registered != interest:
+            self._epoll.modify(connection.fd, interest)
+        connection.registered = interest
 
     def _serve(self, connection: Connection, request: Request) -> None:
         ctx = self._ctx
         self._heads.discard(connection)
         self._idle.discard(connection)
-        exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
+        leaving = self._is_leaving if connection.movable else self._is_bound
+        exchange = Exchange(request, connection.parser, connection, connection.peer, leaving)
         ctx.request_started(request.line, connection.peer.client)
         began = time.time()
         start = time.monotonic()
@@ -487,11 +527,16 @@ class _Loop:
         del self._connections[connection.fd]
         self._ctx.holds(len(self._connections))
         connection.closed = True
-        os.close(connection.fd)
+        connection.close()
 
     def _is_leaving(self) -> bool:
         """Is this answer the connection's last? So it is, too, where connections are not to be kept."""
         return self._ctx.leaving or not self._timeouts.keepalive
+
+    def _is_bound(self) -> bool:
+        """As `_is_leaving`, for a connection that cannot go to a sibling: it would wait behind the others' requests, or
+        they behind its own, so it is kept only while it is alone (DESIGN 6)."""
+        return self._is_leaving() or len(self._connections) - len(self._lingering) > 1
 
     # -- leaving, and what leavers hand over --------------------------------------------------------------------------
 
@@ -523,7 +568,7 @@ class _Loop:
         idle = connection in self._idle
         deadline = (self._idle if idle else self._heads).discard(connection)
         assert deadline is not None
-        if self._handover is not None:
+        if self._handover is not None and connection.movable:
             handed = handover.Handed(
                 connection.fd, connection.peer, connection.parser.unread, math.inf if idle else deadline
             )
@@ -563,6 +608,13 @@ class _Loop:
         handed = handover.take(self._handover[1])
         self._keep_spare()
         if handed is None:
+            return
+        if handed.listen:
+            make = self._tls_named.get(handed.listen)
+            if make is None:
+                os.close(handed.fd)  # of another generation, whose listener we do not have
+            else:
+                self._receive(self._connect(handed.fd, handed.peer, handed.data, make))
             return
         connection = self._connect(handed.fd, handed.peer, handed.data)
         connection.fresh = False
@@ -636,13 +688,13 @@ class _Loop:
         self._ctx.access.log(record)
 
 
-def _server_of(listener: socket.socket) -> tuple[str, int]:
+def _server_of(listener: socket.socket, secure: bool) -> tuple[str, int]:
     """SERVER_NAME and SERVER_PORT of what arrives here: the address, or this machine's name if it is any address.
 
     Never a look-up in DNS, which can take its time.
     """
     if listener.family == socket.AF_UNIX:
-        return "localhost", 80
+        return "localhost", 443 if secure else 80
     host, port = listener.getsockname()[:2]
     return (socket.gethostname() if host in ("0.0.0.0", "::") else host), port
 

@@ -39,6 +39,7 @@ class Context:
         self.name = f"{estate.pool.name}/{slot}"
         self.listeners: Sequence[socket.socket] = estate.listeners
         self.listens: Sequence[Listen] = estate.listens
+        self.tls = estate.tls
         self.board = estate.board.writer(slot)
         self.access: AccessLog | None = estate.logs.access
         self.log: EventLog = estate.logs.events.bound(pool=estate.pool.name, worker=self.name, pid=os.getpid())

@@ -283,7 +283,7 @@ def _load(context: ssl.SSLContext, file: str, key: str) -> None:
     except _EncryptedKey:
         raise TlsError([encrypted]) from None
     except ssl.SSLError as error:
-        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
             whose = (
                 "its first certificate; that must be the site's own" if key == file else f"the certificate in {file}"
             )

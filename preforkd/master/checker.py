@@ -57,8 +57,8 @@ class Checker:
     def __init__(self, path: str, stamp: str | None = None, *, starting: bool = False) -> None:
         """Fork the child. ``stamp``: the running build's; a package that differs on disk is refused (facts F7).
 
-        ``starting``: nothing serves yet, so a certificate whose dates are wrong is no reason to serve nobody: the clock may be
-        wrong instead, or the renewal may need the service. The template warns of it.
+        ``starting``: nothing serves yet, so a certificate whose dates are wrong is no reason to serve nobody: the
+        clock may be wrong instead, or the renewal may need the service. The template warns of it.
 
         Raises:
             OSError: there is no process to be had.

@@ -154,9 +154,12 @@ class TLSConnection(Connection):
             return b""
         if not self._began:
             self._began = True
-            if data[0] != _HANDSHAKE and data[:1].isalpha():
+            if data[0] != _HANDSHAKE:
                 self._ended = True
-                raise SpeaksPlainly(data.partition(b"\r\n")[0] if b"\r\n" in data else b"")
+                if data[:1].isalpha():
+                    raise SpeaksPlainly(data.partition(b"\r\n")[0] if b"\r\n" in data else b"")
+                self._failures.note(self.peer.client, "what came is not TLS")
+                raise ConnectionAbortedError(errno.ECONNABORTED, "no TLS")
         self._in.write(data)
         if not self._shaken and not self._shake():
             self._forbid_floods(len(data))

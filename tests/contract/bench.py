@@ -309,10 +309,13 @@ class Client:
         return data
 
     def exactly(self, size: int) -> bytes:
-        while len(self._rest) < size:
+        data = bytearray(self._rest)  # grows in place, however small the pieces are
+        while len(data) < size:
+            self._rest = b""
             self._more()
-        data, self._rest = self._rest[:size], self._rest[size:]
-        return data
+            data += self._rest
+        self._rest = bytes(data[size:])
+        return bytes(data[:size])
 
     def _line(self) -> bytes:
         while b"\r\n" not in self._rest:

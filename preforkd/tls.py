@@ -304,6 +304,8 @@ def _read(setting: str, file: str) -> bytes:
 
 def _explain(error: ssl.SSLError) -> str:
     reason = error.reason or ""
+    if not reason and "PEM lib" in str(error):
+        return "it is damaged, or cut off in the middle"
     return _HINTS.get(reason) or reason.replace("_", " ").lower() or str(error)
 
 

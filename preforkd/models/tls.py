@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 _READ = 16 * 1024 + 512
 #: What is encrypted at once; the encrypted copy is as large.
 _WRITE = 64 * 1024
-#: Bytes that may come in a row without a byte of data among them. A client that updates its keys needs 30.
-_BARREN = 64 * 1024
+#: Bytes that may come in a row without a byte of data among them: a record that comes in pieces, a few updates of keys
+#: (30 bytes each). In a handshake: the longest chain of certificates that OpenSSL takes (SSL_CTX_set_max_cert_list(3)).
+_BARREN = 32 * 1024
+_BARREN_HANDSHAKE = 128 * 1024
 #: Failed handshakes are told once in so many seconds; the port of any machine is scanned all day.
 _REPORT_EVERY = 10.0
 
@@ -175,7 +177,7 @@ class TLSConnection(Connection):
 
     def _forbid_floods(self, size: int) -> None:
         self._barren += size
-        if self._barren > _BARREN:
+        if self._barren > (_BARREN if self._shaken else _BARREN_HANDSHAKE):
             if not self._shaken:
                 self._failures.note(self.peer.client, "the client's part of it is endless")
             self._ended = True

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import ctypes.util
 import json
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -240,9 +244,6 @@ def test_plain_http_gets_a_readable_page(secure: Secure, connect: Connect, cut: 
 
 def test_renegotiation_is_refused(secure: Secure, listener: socket.socket, authority: Authority) -> None:
     """By OpenSSL's own client, which knows how to ask for it."""
-    import shutil
-    import subprocess
-
     if shutil.which("openssl") is None:
         pytest.skip("the command openssl is missing")
     secure()
@@ -253,6 +254,32 @@ def test_renegotiation_is_refused(secure: Secure, listener: socket.socket, autho
     )  # fmt: skip
     said = (process.stdout + process.stderr).decode()
     assert "RENEGOTIATING" in said and "no renegotiation" in said
+
+
+def test_a_flood_of_key_updates_ends(secure: Secure, join: Join, listener: socket.socket) -> None:
+    """Each costs the server more than the client, and none carries data (RFC 8446, 4.6.3). Python cannot send them."""
+    name = ctypes.util.find_library("ssl")
+    if name is None:
+        pytest.skip("the library libssl is missing")
+    secure()
+    libssl = ctypes.CDLL(name)
+    for function in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
+        getattr(libssl, function).restype = ctypes.c_void_p
+    context = ctypes.c_void_p(libssl.SSL_CTX_new(ctypes.c_void_p(libssl.TLS_client_method())))
+    session = ctypes.c_void_p(libssl.SSL_new(context))
+    with socket.create_connection(listener.getsockname(), PATIENCE) as sock:
+        sock.setblocking(True)
+        assert libssl.SSL_set_fd(session, sock.fileno()) == 1
+        assert libssl.SSL_connect(session) == 1
+        sent = 0
+        while sent < 1_000_000 and libssl.SSL_key_update(session, 0) == 1 and libssl.SSL_do_handshake(session) == 1:
+            sent += 1
+            if not sent % 500:
+                assert join().get().status == 200, "others are served meanwhile"
+        libssl.SSL_free(session)
+        libssl.SSL_CTX_free(context)
+    assert 10 < sent < 1_000_000
+    assert join().get().status == 200
 
 
 # --- resumption ------------------------------------------------------------------------------------------------------

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from preforkd.config import Listen, Pool
 from preforkd.logs import Logs
 from preforkd.privileges import Identity
 from preforkd.scoreboard import Scoreboard
 from preforkd.spawn import Channel
+
+if TYPE_CHECKING:
+    from preforkd.tls import ServerTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Estate:
     stamp: str
     #: False: the template loads nothing, each worker loads for itself.
     preload: bool
+    #: What TLS is spoken with, by `Listen.text`; filled in by the template before it gives root up.
+    tls: Mapping[str, ServerTls] = field(default_factory=dict)
 
     def descriptors(self) -> set[int]:
         """What a template must keep over the fork."""

@@ -120,15 +120,15 @@ def _path(arguments: argparse.Namespace) -> str:
     return os.path.abspath(arguments.file) if arguments.file else configuration.default_file()
 
 
-def checked(path: str) -> Checked:
-    """Read and check a configuration in a child process.
+def checked(path: str, *, starting: bool = False) -> Checked:
+    """Read and check a configuration in a child process; ``starting`` as for `Checker`.
 
     Raises:
         ConfigError: with every mistake.
         PreforkdError: the check itself failed.
     """
     try:
-        answer = Checker(path).result()
+        answer = Checker(path, starting=starting).result()
     except OSError as failure:
         raise PreforkdError(
             f"cannot fork a process to check {path}: {failure.strerror}; see this user's limits (ulimit -u) and memory"
@@ -167,14 +167,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from preforkd.cli import boot, single
 
     if arguments.single:
-        return single.serve(checked(_path(arguments)))
-    return boot.run(checked(_path(arguments)))
+        return single.serve(checked(_path(arguments), starting=True))
+    return boot.run(checked(_path(arguments), starting=True))
 
 
 def _start(arguments: argparse.Namespace) -> int:
     from preforkd.cli import boot
 
-    return boot.start(checked(_path(arguments)), arguments.timeout)
+    return boot.start(checked(_path(arguments), starting=True), arguments.timeout)
 
 
 def _stop(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import setproctitle
 
@@ -24,7 +25,10 @@ from preforkd.logs import AccessLog, EventLog, open_logs
 from preforkd.master.checker import Checked
 from preforkd.scoreboard import Scoreboard
 from preforkd.wakeup import Wakeup
-from preforkd.worker.settle import become
+from preforkd.worker.settle import become, open_tls
+
+if TYPE_CHECKING:
+    from preforkd.tls import ServerTls
 
 
 class _Alone:
@@ -35,6 +39,7 @@ class _Alone:
         pool: Pool,
         listeners: Sequence[socket.socket],
         listens: Sequence[Listen],
+        tls: Mapping[str, ServerTls],
         events: EventLog,
         access: AccessLog | None,
     ) -> None:
@@ -44,6 +49,7 @@ class _Alone:
         self.name = f"{pool.name}/0"
         self.listeners = listeners
         self.listens = listens
+        self.tls = tls
         self.log = events
         self.access = access
         self.handover = None
@@ -125,13 +131,14 @@ def serve(checked: Checked) -> int:
     opened.commit()
     try:
         os.environ.update(pool.environment)
+        tls = open_tls(pool, logs.events)
         become(pool, identities[pool.name])
         setproctitle.setproctitle(f"preforkd: {pool.name} single")
         handler = handlers.load(pool.handler).load(pool, config_path=config.path)
         pairs = [(sock, listen) for listen in pool.listen for sock in opened.listeners[listen.text].sockets]
         sockets, listens = [sock for sock, _ in pairs], [listen for _, listen in pairs]
         addresses = [address for listener in opened.listeners.values() for address in listener.addresses]
-        context = _Alone(pool, sockets, listens, logs.events, logs.access)
+        context = _Alone(pool, sockets, listens, tls, logs.events, logs.access)
         logs.events.info("serving", pool=pool.name, listen=",".join(addresses), pid=os.getpid(), single=True)
         return int(models.load(pool.model).serve(context, handler))
     finally:

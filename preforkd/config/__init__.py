@@ -15,7 +15,7 @@ from .plain import from_plain, to_plain
 from .read import Reading, read, read_placed, read_text, runtime_of
 from .sample import manual_table, sample
 from .schema import schema
-from .settings import Body, Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Workers
+from .settings import Body, Config, Limits, Listen, Log, Pool, Recycle, Timeouts, Tls, Workers
 from .walk import Place
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Reading",
     "Recycle",
     "Timeouts",
+    "Tls",
     "Workers",
     "changes",
     "default_file",

@@ -89,7 +89,11 @@ def _text(item: Declared, value: Any) -> str:
             + ", ".join(_listen(entry) if isinstance(entry, Listen) else shape.kind.write(entry) for entry in value)
             + "]"
         )
-    assert not isinstance(shape, (Group, Named, MapOf))
+    if isinstance(shape, Group):
+        inner = declared(shape.section).items()
+        written = [(key, item, getattr(value, key)) for key, item in inner if getattr(value, key) != item.default]
+        return "{" + ", ".join(f"{key}: {_text(item, value)}" for key, item, value in written) + "}"
+    assert not isinstance(shape, (Named, MapOf))
     return shape.write(value)
 
 

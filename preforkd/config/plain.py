@@ -28,7 +28,7 @@ def _flat(value: Any) -> dict[str, Any]:
     for item in fields(value):
         inner = getattr(value, item.name)
         if item.name in groups:
-            inner = _flat(inner)
+            inner = _flat(inner) if inner is not None else None
         elif item.name == "listen":
             inner = [_flat(listen) for listen in inner]
         elif isinstance(inner, tuple):
@@ -65,7 +65,7 @@ def _values(section: type[Any], plain: Any, what: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     groups = _groups(section)
     for name, inner in plain.items():
-        if name in groups:
+        if name in groups and not (inner is None and declared(section)[name].optional):
             inner = groups[name](**_values(groups[name], inner, f"{what}: {name}"))
         elif isinstance(inner, list):
             inner = tuple(inner)

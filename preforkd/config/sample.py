@@ -60,11 +60,13 @@ def _setting(item: Declared, path: str, indent: str) -> list[str]:
             *_section(shape.section, f"{name}.web.", indent + "    "),
         ]
     if isinstance(shape, ListOf) and shape.section is Listen:
-        inner = declared(Listen)
+        inner = dict(declared(Listen))
+        tls = inner.pop("tls")
         extras = ", ".join(f"{key}: {item.setting.example or default_text(item)}" for key, item in inner.items())
         lines += _prose(
             "An address may have more; mode, owner and group are for unix sockets: {" + extras + "}", indent
         )
+        lines += _prose(f'Or: {{address: "0.0.0.0:443", tls: {tls.setting.example}}}', indent)
     if name in _LIVE:
         return [*lines, f"{indent}{item.key}: {_LIVE[name]}"]
     return [*lines, f"{indent}#{item.key}: {default_text(item)}"]

@@ -31,6 +31,8 @@ from .units import (
     Path,
     Percent,
     Size,
+    Text,
+    TlsVersion,
     UrlPath,
     Word,
 )
@@ -117,6 +119,115 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS on one address: `preforkd.tls` makes contexts of it."""
+
+    certificate: Annotated[
+        tuple[str, ...],
+        Setting(
+            ListOf(Path()),
+            "File (PEM) with the certificate and the intermediate ones after it, or a list of such files: each serves"
+            " the names in it, the first also clients that ask for none of them.",
+            {
+                "Apache": "SSLCertificateFile SSLCertificateChainFile",
+                "nginx": "ssl_certificate",
+                "gunicorn": "certfile",
+                "uvicorn": "ssl_certfile",
+                "haproxy": "crt",
+            },
+            example="/etc/ssl/site.pem",
+            required=True,
+        ),
+    ] = ()
+    key: Annotated[
+        tuple[str, ...],
+        Setting(
+            ListOf(Path()),
+            "File with the private key of each certificate, in the same order; none: it is in the certificate's file."
+            " Read as root.",
+            {
+                "Apache": "SSLCertificateKeyFile",
+                "nginx": "ssl_certificate_key",
+                "gunicorn": "keyfile",
+                "uvicorn": "ssl_keyfile",
+            },
+            example="/etc/ssl/private/site.key",
+        ),
+    ] = ()
+    versions: Annotated[
+        tuple[str, ...],
+        Setting(
+            ListOf(TlsVersion("1.2", "1.3")),
+            "Versions of TLS.",
+            {
+                "Apache": "SSLProtocol",
+                "nginx": "ssl_protocols",
+                "gunicorn": "ssl_version",
+                "uvicorn": "ssl_version",
+                "haproxy": "ssl-min-ver ssl-max-ver",
+            },
+        ),
+    ] = ("1.2", "1.3")
+    ciphers: Annotated[
+        str,
+        Setting(
+            Text("list of ciphers", r"[A-Za-z0-9+:!@=_, -]+", example="ECDHE+AESGCM:ECDHE+CHACHA20"),
+            "Ciphers of TLS 1.2, in the words of OpenSSL (openssl-ciphers(1)); those of 1.3 are all good.",
+            {
+                "Apache": "SSLCipherSuite SSLHonorCipherOrder",
+                "nginx": "ssl_ciphers ssl_prefer_server_ciphers",
+                "gunicorn": "ciphers",
+                "uvicorn": "ssl_ciphers",
+            },
+        ),
+    ] = "ECDHE+AESGCM:ECDHE+CHACHA20"
+    client_ca: Annotated[
+        str | None,
+        Setting(
+            Path(),
+            "File with the authorities whose client certificates are accepted; null: clients show none.",
+            {
+                "Apache": "SSLCACertificateFile",
+                "nginx": "ssl_client_certificate ssl_trusted_certificate",
+                "gunicorn": "ca_certs",
+                "uvicorn": "ssl_ca_certs",
+                "haproxy": "ca-file",
+            },
+            example="/etc/ssl/clients.pem",
+        ),
+    ] = None
+    client: Annotated[
+        str,
+        Setting(
+            Word(
+                "required",
+                "optional",
+                foreign={
+                    "require": "required",
+                    "on": "required",
+                    "2": "required",
+                    "cert_required": "required",
+                    "1": "optional",
+                    "cert_optional": "optional",
+                    "none": "remove client_ca to ask for no certificate",
+                    "off": "remove client_ca to ask for no certificate",
+                    "0": "remove client_ca to ask for no certificate",
+                    "optional_no_ca": "a certificate that nobody vouches for proves nothing; write optional",
+                },
+            ),
+            "With client_ca: whether a client must show a certificate, or may; one that is shown must be good.",
+            {
+                "Apache": "SSLVerifyClient",
+                "nginx": "ssl_verify_client",
+                "gunicorn": "cert_reqs",
+                "uvicorn": "ssl_cert_reqs",
+                "haproxy": "verify",
+            },
+        ),
+    ] = "required"
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
     """One address. ``text`` is canonical and identifies the listener across reloads."""
 
@@ -163,6 +274,15 @@ class Listen:
             example="[10.0.0.0/8, unix]",
         ),
     ] = ()
+    tls: Annotated[
+        Tls | None,
+        Setting(
+            Group(Tls),
+            "TLS (https) on this address.",
+            {"Apache": "SSLEngine", "nginx": "ssl", "uWSGI": "https", "gunicorn": "ssl_context"},
+            example="{certificate: /etc/ssl/site.pem, key: /etc/ssl/private/site.key}",
+        ),
+    ] = None
 
     @classmethod
     def of(cls, text: str, **extras: Any) -> Listen:

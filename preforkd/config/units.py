@@ -379,6 +379,22 @@ def listed(words: tuple[str, ...] | list[str], link: str = "or") -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" {link} {words[-1]}"
 
 
+class TlsVersion(Word):
+    """A version of TLS: two digits with a dot, which an editor may take for a number."""
+
+    def __init__(self, *words: str) -> None:
+        broken = "that version is broken (RFC 8996); remove it"
+        foreign = {name: broken for old in ("1.0", "1.1", "1") for name in (old, f"tls{old}", f"tlsv{old}")}
+        foreign |= dict.fromkeys(("ssl", "sslv2", "sslv3", "ssl2", "ssl3"), broken)
+        foreign |= {prefix + word: word for word in words for prefix in ("tls", "tlsv", "tls ")}
+        foreign |= {prefix + word.replace(".", "_"): word for word in words for prefix in ("tls", "tlsv", "tlsv_")}
+        super().__init__(*words, foreign=foreign)
+
+    def schema(self) -> JsonSchema:
+        """The words, and what YAML makes of them."""
+        return {"enum": [*self.words, *(float(word) for word in self.words)]}
+
+
 class Text:
     """One line of text that has a form; ``form`` is a regular expression, ``what`` names it, ``hint`` mends it."""
 

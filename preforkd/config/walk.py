@@ -13,7 +13,7 @@ from typing import Any
 
 from . import words
 from .events import Mapping, Mistakes, Node, Refused, Scalar, Sequence, Tree, joined
-from .settings import Config, Declared, Group, Listen, ListOf, Log, MapOf, Named, Pool, Workers, declared
+from .settings import Config, Declared, Group, Listen, ListOf, Log, MapOf, Named, Pool, Tls, Workers, declared
 from .units import Address, Kind, Wrong, shown
 
 #: What a file without any pool is told to write.
@@ -212,6 +212,8 @@ class Walk:
             self._refused += 1
             return item.default
         if isinstance(shape, Group):
+            if item.optional and isinstance(node, Scalar) and node.null:
+                return None
             return self._group(shape.section, node, name)
         if isinstance(shape, Named):
             self._pools(node)
@@ -226,6 +228,8 @@ class Walk:
         read = self._section(section, node, name)
         if section is Workers:
             self._settle_workers(read, name)
+        if section is Tls:
+            self._check_tls(read, node, name)
         return section(**read.values)
 
     def _scalar(self, item: Declared, kind: Kind, node: Node, name: str) -> Any:
@@ -467,6 +471,25 @@ class Walk:
                 "the field forwarded tells what the x-forwarded fields tell, and a proxy sets only one of the two "
                 "kinds; write those that yours sets",
             )
+
+    def _check_tls(self, read: Section, node: Node, name: str) -> None:
+        """What the settings of TLS must agree on; what the files hold is `preforkd.tls`'s to say."""
+        if not (isinstance(node, Mapping) or node.empty):
+            return
+        values = read.values
+        for key, example in (("certificate", "/etc/ssl/site.pem"), ("versions", "[1.2, 1.3]")):
+            if read.sound(key) and not values.get(key, getattr(Tls(), key)):
+                where = read.nodes.get(key, node)
+                self.mistakes.at(where, f"{name}.{key}", f"is missing; write for example {example}")
+        if read.sound("certificate", "key") and (keys := values.get("key", ())):
+            count = len(values.get("certificate", ()))
+            if len(keys) != count:
+                what = f"there are {len(keys)} keys for {count} certificates; write one for each, in the same order,"
+                what += " or none where each is in its certificate's file"
+                self.mistakes.at(read.nodes["key"], f"{name}.key", what)
+        if "client" in read.nodes and read.sound("client_ca") and values.get("client_ca") is None:
+            what = "says nothing without client_ca; name the file of the authorities there"
+            self.mistakes.at(read.nodes["client"], f"{name}.client", what)
 
     def _missing(self, read: Section, setting: str, key: Scalar, name: str, example: str) -> None:
         node = read.nodes.get(setting, key)

@@ -19,7 +19,6 @@ from .units import nearest
 LATER = {
     "status": "the status page",
     "metrics": "the metrics page",
-    "tls": "TLS",
     "threads": "the model thread",
     "connections": "the model async",
     "sandbox": "sandboxing",
@@ -29,16 +28,6 @@ LATER = {
 
 #: Other programs' words (folded) for which there is no setting -> program, sentence.
 _NO_SETTING = {
-    "ssl": ("", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "keyfile": ("gunicorn", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "certfile": ("gunicorn", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "cacerts": ("gunicorn", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "ciphers": ("gunicorn", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "https": ("uWSGI", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "sslengine": ("Apache", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "sslcertificatefile": ("Apache", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "sslcertificatekeyfile": ("Apache", "TLS does not exist in this version yet; put a TLS proxy before it"),
-    "sslcertificate": ("nginx", "TLS does not exist in this version yet; put a TLS proxy before it"),
     "workerconnections": (
         "gunicorn",
         "a worker of model process serves one request at a time; workers.max bounds the pool",

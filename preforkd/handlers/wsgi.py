@@ -149,6 +149,8 @@ class WSGI:
         if peer.secure:
             environ["wsgi.url_scheme"] = "https"
             environ["HTTPS"] = "on"
+            if peer.tls is not None:
+                environ.update(peer.tls)
         environ["wsgi.input"] = Input(exchange)
         environ["wsgi.early_hints"] = exchange.early_hints
         environ["wsgi.errors"] = sys.stderr

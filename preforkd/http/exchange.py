@@ -7,7 +7,7 @@ once: 100-continue, an answer before the request's end, when a connection can ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,8 +71,9 @@ class ClientGone(ConnectionError):
 class Peer:
     """Who talks to whom on a connection; ``client`` is empty and ``client_port`` 0 on a unix socket.
 
-    ``secure``: the client came over TLS, to us or to a proxy that says so. Behind a proxy that is believed these are
-    the client's own addresses, and ``client_port`` is 0 if the proxy does not tell it.
+    ``secure``: the client came over TLS, to us or to a proxy that says so. ``tls`` is what the handshake with us
+    settled, in the words of Apache's mod_ssl (``SSL_PROTOCOL``); None where there was none. Behind a proxy that is
+    believed these are the client's own addresses, and ``client_port`` is 0 if the proxy does not tell it.
     """
 
     client: str
@@ -80,6 +81,7 @@ class Peer:
     server: str
     server_port: int
     secure: bool = False
+    tls: Mapping[str, str] | None = None
 
 
 def _never() -> bool:

@@ -15,7 +15,7 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import preforkd
@@ -54,15 +54,18 @@ class Checked:
 class Checker:
     """One check. Master (from its poll), or anybody who waits for `result`."""
 
-    def __init__(self, path: str, stamp: str | None = None) -> None:
+    def __init__(self, path: str, stamp: str | None = None, *, starting: bool = False) -> None:
         """Fork the child. ``stamp``: the running build's; a package that differs on disk is refused (facts F7).
+
+        ``starting``: nothing serves yet, so a certificate whose dates are wrong is no reason to serve nobody: the
+        clock may be wrong instead, or the renewal may need the service. The template warns of it.
 
         Raises:
             OSError: there is no process to be had.
         """
         self._pipe, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            self.pid = fork_child(lambda: _check(path, stamp, write), {write})
+            self.pid = fork_child(lambda: _check(path, stamp, write, starting), {write})
         except OSError:
             os.close(self._pipe)
             raise
@@ -163,11 +166,11 @@ def _signal_name(signum: int) -> str:
         return "unknown"
 
 
-def _check(path: str, stamp: str | None, write: int) -> int:
+def _check(path: str, stamp: str | None, write: int, starting: bool) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS + 1))
     try:
-        answer = json.dumps(_answer(path, stamp)).encode()
+        answer = json.dumps(_answer(path, stamp, starting)).encode()
     except MemoryError:
         failure = f"the check of the configuration needed more than {_MEMORY >> 20} MiB of memory and was ended"
         answer = json.dumps({"failure": failure}).encode()
@@ -177,17 +180,19 @@ def _check(path: str, stamp: str | None, write: int) -> int:
     return 0
 
 
-def _answer(path: str, stamp: str | None) -> dict[str, object]:
+def _answer(path: str, stamp: str | None, starting: bool) -> dict[str, object]:
     changed = changed_since(stamp, preforkd.__version__) if stamp is not None else None
     if changed is not None:
         return {"failure": changed}
     try:
-        config = configuration.read(path)
+        reading = configuration.read_placed(path)
+        config = reading.config
         try:
             compile_format(config.log.format)
         except ValueError as error:
             raise PreforkdError(f"{config.path}: log.format: {error}") from None
         mistakes = configuration.lookup_accounts(config) if os.geteuid() == 0 else []
+        mistakes += _tls_mistakes(reading, starting)
         if mistakes:
             raise ConfigError(tuple(mistakes))
         return {"config": configuration.to_plain(config), "identities": _identities(config)}
@@ -195,6 +200,31 @@ def _answer(path: str, stamp: str | None) -> dict[str, object]:
         return {"mistakes": [[m.file, m.line, m.column, m.key, m.what] for m in error.mistakes]}
     except PreforkdError as error:
         return {"failure": str(error)}
+
+
+def _tls_mistakes(reading: configuration.Reading, starting: bool) -> Iterator[Mistake]:
+    """What certificates and keys are wrong, at the places that name them."""
+    for name, pool in reading.config.pools.items():
+        for number, listen in enumerate(pool.listen):
+            if listen.tls is None:
+                continue
+            # Here and not above: the master has no use for OpenSSL.
+            from preforkd import tls
+
+            try:
+                tls.server_tls(listen.tls, time.time())
+            except tls.TlsError as error:
+                for problem in error.problems:
+                    if not (starting and problem.dated):
+                        key = f"pools.{name}.listen[{number}].tls.{problem.key}"
+                        # A single address stands in the file without its number.
+                        alone = f"pools.{name}.listen.tls.{problem.key}"
+                        place = (
+                            reading.places.get(key)
+                            or reading.places.get(alone)
+                            or configuration.Place(reading.config.path, 0, 0)
+                        )
+                        yield Mistake(place.file, place.line, place.column, key, problem.what)
 
 
 def _identities(config: Config) -> dict[str, object]:

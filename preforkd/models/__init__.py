@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from preforkd.config import Listen, Pool
     from preforkd.http import AccessRecord, Exchange
+    from preforkd.tls import ServerTls
 
 #: Name in the file -> module:attribute. A new model adds its line here, and one word in the declaration of the setting.
 BUILT_IN = {"process": "preforkd.models.process:Process"}
@@ -62,6 +63,11 @@ class WorkerContext(Protocol):
     @property
     def listens(self) -> Sequence[Listen]:
         """What the configuration says of each listener, in the same order."""
+        ...
+
+    @property
+    def tls(self) -> Mapping[str, ServerTls]:
+        """What TLS is spoken with on the listeners whose `Listen.tls` says so, by `Listen.text`."""
         ...
 
     @property

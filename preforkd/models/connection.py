@@ -6,6 +6,7 @@ making one costs a system call and as much time as the parsing of a request.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from preforkd.http import Peer, RequestParser
+from preforkd.http import Peer, Request, RequestParser
 from preforkd.models.pace import Pace
 from preforkd.models.preamble import Preamble
 
@@ -38,14 +39,26 @@ _INT = struct.Struct("i")
 _RESET = struct.pack("ii", 1, 0)
 
 
+class SpeaksPlainly(ConnectionError):
+    """The client has sent HTTP without TLS. ``line`` is the request's first line, as far as it came."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(errno.EPROTO, "plain HTTP where TLS is spoken")
+        self.line = line
+
+
 class Connection:
     """One client. As an `http.Transport` it blocks, at the paces of ``timeouts.body``, ``send`` and ``limits.rate``.
 
     The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``heading``: a head is
-    awaited, with a deadline; ``registered``: it is in the poll set; ``queued``: it is among those to be looked at next;
+    awaited, with a deadline; ``registered``: what the poll set waits for, 0 if it is not in there; ``queued``: it is
+    among those to be looked at next;
     ``closed``; ``preamble``: its PROXY header, until that is complete; ``upload``: what it is parked with while a body
     arrives.
     """
+
+    #: Whether another process can go on with it.
+    movable = True
 
     __slots__ = (
         "_body_timeout",
@@ -73,7 +86,7 @@ class Connection:
         self.parser = parser
         self.fresh = True
         self.heading = False
-        self.registered = False
+        self.registered = 0
         self.queued = False
         self.closed = False
         self.upload: Upload | None = None
@@ -92,6 +105,19 @@ class Connection:
     def body_pace(self) -> Pace:
         """The pace of a body that begins now."""
         return Pace(self._body_timeout, self._rate)
+
+    @property
+    def interest(self) -> int:
+        """What the poll set shall wait for while the connection is parked (epoll's bits)."""
+        return select.EPOLLIN
+
+    def misdirected(self, request: Request) -> bool:
+        """Does the request want something that this connection cannot give: TLS, or another certificate?
+
+        RFC 9110, 7.4: an ``https`` target that came without TLS must be refused.
+        """
+        target = request.target
+        return target[0] != "/" and target[:8].lower() == "https://" and not self.peer.secure
 
     def read(self) -> bytes | None:
         """What has arrived, without waiting: None if nothing has, empty at the client's end.
@@ -214,6 +240,10 @@ class Connection:
         """Tells the client that nothing more will come, while its own bytes are still taken."""
         with _Borrowed(self.fd) as borrowed:
             borrowed.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Gives the descriptor up. What is owed to the client before that has been sent."""
+        os.close(self.fd)
 
     def reset_on_close(self) -> None:
         """Makes the close a reset: where the end of the connection would look like the end of a complete answer."""

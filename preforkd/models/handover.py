@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from preforkd.http import Peer
 
 _VERSION = 2
-#: version, flags, deadline of the head (infinite: none), client port, server port, lengths of client and server names.
-_HEADER = struct.Struct("=BBdHHBB")
+#: version, flags, deadline of the head (infinite: none), client port, server port, lengths of client, server and
+#: listener.
+_HEADER = struct.Struct("=BBdHHBBH")
 #: Flags. The client came over TLS; a PROXY header is still to come, and what is in the message is its beginning.
 _SECURE = 1
 _ANNOUNCES = 2
@@ -31,7 +32,8 @@ _MESSAGE = 256 * 1024
 class Handed:
     """A connection on its way from one worker to another.
 
-    ``announces``: its PROXY header is not complete, and ``data`` is what was read of it.
+    ``announces``: its PROXY header is not complete, and ``data`` is what was read of it. ``listen``: the listener's
+    text (`Listen.text`) where something else comes before HTTP and has not begun, as TLS; else empty.
     """
 
     fd: int
@@ -39,6 +41,7 @@ class Handed:
     data: bytes
     deadline: float
     announces: bool = False
+    listen: str = ""
 
 
 def give(pair_end: socket.socket, handed: Handed) -> bool:
@@ -50,14 +53,21 @@ def give(pair_end: socket.socket, handed: Handed) -> bool:
     """
     client = handed.peer.client.encode()[:255]
     server = handed.peer.server.encode()[:255]
-    flags = _SECURE * handed.peer.secure | _ANNOUNCES * handed.announces
+    listen = handed.listen.encode()
     header = _HEADER.pack(
-        _VERSION, flags, handed.deadline, handed.peer.client_port, handed.peer.server_port, len(client), len(server)
+        _VERSION,
+        _SECURE * handed.peer.secure | _ANNOUNCES * handed.announces,
+        handed.deadline,
+        handed.peer.client_port,
+        handed.peer.server_port,
+        len(client),
+        len(server),
+        len(listen),
     )
     try:
         # Not socket.send_fds and recv_fds: they forget their flags (CPython 3.11).
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(handed.fd))
-        pair_end.sendmsg([header, client, server, handed.data], [rights], socket.MSG_DONTWAIT)
+        pair_end.sendmsg([header, client, server, listen, handed.data], [rights], socket.MSG_DONTWAIT)
     except OSError:
         return False
     return True
@@ -83,22 +93,24 @@ def take(pair_end: socket.socket) -> Handed | None:
     if not fds:
         return None
     try:
-        version, told, deadline, client_port, server_port, client_length, server_length = _HEADER.unpack_from(message)
+        version, told, deadline, client_port, server_port, *lengths = _HEADER.unpack_from(message)
         if version != _VERSION or flags & socket.MSG_TRUNC:
             raise ValueError
         start = _HEADER.size
-        middle = start + client_length
-        end = middle + server_length
-        peer = Peer(
-            message[start:middle].decode(),
-            client_port,
-            message[middle:end].decode(),
-            server_port,
-            secure=bool(told & _SECURE),
-        )
+        texts = []
+        for length in lengths:
+            texts.append(message[start : start + length].decode())
+            start += length
+        client, server, listen = texts
+        peer = Peer(client, client_port, server, server_port, secure=bool(told & _SECURE))
     except (struct.error, ValueError):
         os.close(fds[0])
         return None
     return Handed(
-        fds[0], peer, message[end:], math.inf if math.isnan(deadline) else deadline, announces=bool(told & _ANNOUNCES)
+        fds[0],
+        peer,
+        message[start:],
+        math.inf if math.isnan(deadline) else deadline,
+        announces=bool(told & _ANNOUNCES),
+        listen=listen,
     )

@@ -38,6 +38,7 @@ from preforkd.http import (
     Data,
     End,
     Exchange,
+    Memory,
     Peer,
     Refusal,
     Request,
@@ -47,7 +48,7 @@ from preforkd.http import (
 )
 from preforkd.http.forwarded import Forwarding, Malformed
 from preforkd.models import handover
-from preforkd.models.connection import Connection
+from preforkd.models.connection import Connection, SpeaksPlainly
 from preforkd.models.deadlines import Deadlines
 from preforkd.models.overload import Gate, retry_after
 from preforkd.models.porter import Porter
@@ -84,6 +85,9 @@ _SKIP = 64 * 1024
 _SLOW = 0.002
 #: After the last request the next one is awaited for so long before the alarm of its time limit is disarmed (seconds).
 _RESTLESS = 0.02
+
+#: Makes a connection that is no plain one.
+MakeConnection = Callable[[int, Peer, RequestParser], Connection]
 
 _EXCLUSIVE = select.EPOLLIN | select.EPOLLEXCLUSIVE
 #: Failures of a connection that was in the queue, not of the listener: accept(2), "Error handling".
@@ -128,6 +132,7 @@ class _Loop:
         self._timeouts = pool.timeouts
         self._body = pool.body
         self._limits = RequestLimits(pool.limits.line, pool.limits.header, pool.limits.fields, pool.limits.body)
+        self._memory = Memory()
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._listeners: dict[int, tuple[socket.socket, str, int]] = {}
@@ -138,6 +143,10 @@ class _Loop:
         #: When a proxy's mistake was last told, and how many were not.
         self._proxy_told_at = -math.inf
         self._proxy_untold = 0
+        #: What makes the connections of a listener with TLS, by its descriptor and by the text siblings know it by.
+        self._tls: dict[int, MakeConnection] = {}
+        self._tls_named: dict[str, MakeConnection] = {}
+        self._texts: dict[int, str] = {}
         self._handover = ctx.handover
         #: Held in reserve: a message that brings a descriptor loses it for good if there is no room for it.
         self._spare = -1
@@ -208,7 +217,7 @@ class _Loop:
             self._epoll.close()
             for connection in list(self._connections.values()):
                 self._drop_upload(connection)
-                os.close(connection.fd)
+                connection.close()
             if self._spare >= 0:
                 os.close(self._spare)
 
@@ -355,9 +364,11 @@ class _Loop:
 
     def _listen(self) -> None:
         for listener, listen in zip(self._ctx.listeners, self._ctx.listens, strict=True):
-            name, port = _server_of(listener)
+            name, port = _server_of(listener, secure=listen.tls is not None)
             if listen.proxy_protocol:
                 self._proxied[listener.fileno()] = Networks(listen.proxy_protocol)
+            if listen.tls is not None:
+                self._speak_tls(listener.fileno(), listen.text)
             if listener.family != socket.AF_UNIX:
                 # Inherited by accepted connections. Answers are written in as few pieces as possible; holding back
                 # the last one (Nagle) would only delay it.
@@ -366,6 +377,20 @@ class _Loop:
         self._resume()
         if self._handover is not None:
             self._keep_spare()
+
+    def _speak_tls(self, fd: int, text: str) -> None:
+        """Whoever comes by this listener speaks TLS first."""
+        # Here and not above: it brings in OpenSSL, and most workers have a proxy in front.
+        from preforkd.models.tls import Failures, TLSConnection
+
+        server, failures, timeouts = self._ctx.tls[text], Failures(self._ctx.log), self._timeouts
+        rate = self._ctx.pool.limits.rate
+
+        def secure(fd: int, peer: Peer, parser: RequestParser) -> Connection:
+            return TLSConnection(fd, peer, parser, timeouts.body, timeouts.send, rate, server, failures)
+
+        self._tls[fd] = self._tls_named[text] = secure
+        self._texts[fd] = text
 
     def _resume(self) -> None:
         self._resume_at = math.inf
@@ -403,16 +428,17 @@ class _Loop:
                 self._ctx.log.error("accept_failed", address=address, error=str(error))
                 self._pause()  # and try again later
             return
+        connection: Connection
         if self._proxied and fd in self._proxied:
             if peer.client not in self._proxied[fd]:
                 os.close(client_fd)
                 self._proxy_mistake(peer, "it is not listed in proxy_protocol")
                 return
-            connection = self._connect(client_fd, peer, b"")
+            connection = self._connect(client_fd, peer, b"", self._tls.get(fd))
             connection.preamble = Preamble()
-            self._receive(connection)
-            return
-        self._receive(self._connect(client_fd, peer, b""))
+        else:
+            connection = self._connect(client_fd, peer, b"", self._tls.get(fd))
+        self._receive(connection)
 
     def _take(self, fd: int) -> tuple[int, Peer]:
         """The next client of a listener. Raises OSError as accept(2) does."""
@@ -441,15 +467,21 @@ class _Loop:
         else:
             proxies = self._proxied.get(fd)
             if proxies is None or peer.client in proxies:
-                handed = handover.Handed(client_fd, peer, b"", math.inf, announces=proxies is not None)
+                handed = handover.Handed(
+                    client_fd, peer, b"", math.inf, announces=proxies is not None, listen=self._texts.get(fd, "")
+                )
                 handover.give(self._handover[0], handed)
             os.close(client_fd)
         self._keep_spare()
 
-    def _connect(self, fd: int, peer: Peer, data: bytes) -> Connection:
+    def _connect(self, fd: int, peer: Peer, data: bytes, make: MakeConnection | None = None) -> Connection:
         timeouts = self._timeouts
-        rate = self._ctx.pool.limits.rate
-        connection = Connection(fd, peer, RequestParser(self._limits, data), timeouts.body, timeouts.send, rate)
+        parser = RequestParser(self._limits, data, self._memory)
+        if make is None:
+            rate = self._ctx.pool.limits.rate
+            connection = Connection(fd, peer, parser, timeouts.body, timeouts.send, rate)
+        else:
+            connection = make(fd, peer, parser)
         self._connections[fd] = connection
         self._ctx.holds(len(self._connections))
         return connection
@@ -486,11 +518,16 @@ class _Loop:
         try:
             data = connection.read()
         except OSError as error:
-            self._gone(connection, error)
+            if isinstance(error, SpeaksPlainly):
+                self._refuse(connection, Refusal(400, "this port speaks TLS; write https:// in the URL", error.line))
+            else:
+                self._gone(connection, error)
             return
         if data is None:
             if not connection.registered:
                 self._park(connection)
+            elif connection.registered != connection.interest:
+                self._register(connection)
         elif not data:
             self._gone(connection, None)
         elif connection not in self._lingering:
@@ -570,9 +607,12 @@ class _Loop:
         self._heads.add(connection, deadline)
 
     def _register(self, connection: Connection) -> None:
+        interest = connection.interest
         if not connection.registered:
-            self._epoll.register(connection.fd, select.EPOLLIN)
-            connection.registered = True
+            self._epoll.register(connection.fd, interest)
+        elif connection.registered != interest:
+            self._epoll.modify(connection.fd, interest)
+        connection.registered = interest
 
     # -- bodies on their way ------------------------------------------------------------------------------------------
 
@@ -737,7 +777,13 @@ class _Loop:
                 if stored is not None:
                     stored.close()
                 return
-        exchange = Exchange(request, connection.parser, connection, peer, self._is_leaving, stored)
+        if (request.target[0] != "/" or not connection.movable) and connection.misdirected(request):
+            self._refuse(connection, Refusal(421, "this connection is not for such a URL; make another", request.line))
+            if stored is not None:
+                stored.close()
+            return
+        leaving = self._is_leaving if connection.movable else self._is_bound
+        exchange = Exchange(request, connection.parser, connection, peer, leaving, stored)
         start = ctx.request_started(request.line, peer.client)
         connection.begin(None if upload is None else upload.pace(start))
         self._served = connection
@@ -870,11 +916,16 @@ class _Loop:
         del self._connections[connection.fd]
         self._ctx.holds(len(self._connections))
         connection.closed = True
-        os.close(connection.fd)
+        connection.close()
 
     def _is_leaving(self) -> bool:
         """Is this answer the connection's last? So it is, too, where connections are not to be kept."""
         return self._ctx.leaving or not self._timeouts.keepalive
+
+    def _is_bound(self) -> bool:
+        """As `_is_leaving`, for a connection that cannot go to a sibling: it would wait behind the others' requests, or
+        they behind its own, so it is kept only while it is alone (DESIGN 6)."""
+        return self._is_leaving() or len(self._connections) - len(self._lingering) > 1
 
     # -- leaving, and what leavers hand over --------------------------------------------------------------------------
 
@@ -920,7 +971,7 @@ class _Loop:
     def _give(self, connection: Connection, deadline: float) -> bool:
         """Sends a connection to whichever sibling takes it; ``deadline`` is that of its head, infinite if none has
         begun."""
-        if self._handover is None:
+        if self._handover is None or not connection.movable:
             return False
         preamble = connection.preamble
         read = connection.parser.unread if preamble is None else preamble.data
@@ -936,7 +987,7 @@ class _Loop:
         """The connections that a sibling could have: parked, or with a request that is here already."""
         queued = [connection for connection in self._ready if connection.upload is None and not connection.closed]
         parked = [*self._idle.waiters(), *self._heads.waiters()]
-        return queued + [connection for connection in parked if connection is not self._served]
+        return [one for one in queued + parked if one.movable and one is not self._served]
 
     def pass_on(self, connection: Connection) -> bool:
         """Gives one of them away."""
@@ -991,10 +1042,17 @@ class _Loop:
         self._keep_spare()
         if handed is None:
             return
-        if handed.announces:
-            connection = self._connect(handed.fd, handed.peer, b"")
-            connection.preamble = Preamble(handed.data)
-            self._heads.add(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
+        make: MakeConnection | None = None
+        if handed.listen:
+            make = self._tls_named.get(handed.listen)
+            if make is None:
+                os.close(handed.fd)  # of another generation, whose listener we do not have
+                return
+        if make is not None or handed.announces:
+            connection = self._connect(handed.fd, handed.peer, b"", make)
+            if handed.announces:
+                connection.preamble = Preamble(handed.data)
+                self._await_head(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
             self._receive(connection)
             return
         connection = self._connect(handed.fd, handed.peer, handed.data)
@@ -1068,13 +1126,13 @@ class _Loop:
         self._ctx.access.log(record)
 
 
-def _server_of(listener: socket.socket) -> tuple[str, int]:
+def _server_of(listener: socket.socket, secure: bool) -> tuple[str, int]:
     """SERVER_NAME and SERVER_PORT of what arrives here: the address, or this machine's name if it is any address.
 
     Never a look-up in DNS, which can take its time.
     """
     if listener.family == socket.AF_UNIX:
-        return "localhost", 80
+        return "localhost", 443 if secure else 80
     host, port = listener.getsockname()[:2]
     return (socket.gethostname() if host in ("0.0.0.0", "::") else host), port
 

@@ -46,6 +46,7 @@ class Context:
         self.name = f"{estate.pool.name}/{slot}"
         self.listeners: Sequence[socket.socket] = estate.listeners
         self.listens: Sequence[Listen] = estate.listens
+        self.tls = estate.tls
         self.board = estate.board.writer(slot)
         #: Told with every request, and therefore without a call between.
         self.holds = self.board.connections

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections.abc import Mapping
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import setproctitle
 
@@ -13,8 +16,11 @@ from preforkd import privileges
 from preforkd.config import Pool
 from preforkd.errors import PrivilegeError
 from preforkd.estate import Estate
-from preforkd.logs import TaggedStream
+from preforkd.logs import EventLog, TaggedStream
 from preforkd.privileges import Identity
+
+if TYPE_CHECKING:
+    from preforkd.tls import ServerTls
 
 
 def set_title(text: str) -> None:
@@ -54,6 +60,29 @@ def tag_output(estate: Estate, who: str) -> None:
     for descriptor in (1, 2):
         if raw != descriptor:
             os.dup2(raw, descriptor)
+
+
+def open_tls(pool: Pool, events: EventLog) -> Mapping[str, ServerTls]:
+    """What the pool's listeners speak TLS with, by `Listen.text`; with a warning for certificates that end soon.
+
+    Before `become`, which may take the right to read keys away.
+
+    Raises:
+        TlsError: with every problem of a listener.
+    """
+    if all(listen.tls is None for listen in pool.listen):
+        return {}
+    # OpenSSL costs some milliseconds and a megabyte, and most have a proxy in front.
+    from preforkd import tls
+
+    servers = tls.listeners_tls(pool.listen)
+    now = time.time()
+    for file, ends in sorted({(one.file, one.ends) for server in servers.values() for one in server.certificates}):
+        if ends < now + tls.EXPIRES_SOON:
+            events.warning(
+                "certificate_expires", pool=pool.name, file=file, when=tls.day(ends), hint="renew it and reload"
+            )
+    return servers
 
 
 def become(pool: Pool, identity: Identity) -> None:

@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import preforkd
@@ -35,7 +36,7 @@ from preforkd.stamp import changed_since
 from preforkd.wakeup import Wakeup
 from preforkd.worker import main as worker_main
 from preforkd.worker.leftovers import find_leftovers, open_descriptors
-from preforkd.worker.settle import become, overhear, set_title, tag_output
+from preforkd.worker.settle import become, open_tls, overhear, set_title, tag_output
 
 #: A stem that cannot be forked is tried again after so long. Seconds.
 _FORK_RETRY = 0.2
@@ -52,6 +53,8 @@ def run(estate: Estate) -> int:
     handler: Any = None
     seconds = 0.0
     try:
+        # As root: keys are often readable to nobody else.
+        estate = replace(estate, tls=open_tls(estate.pool, estate.logs.events))
         become(estate.pool, estate.identity)
         if master_gone(estate.master_pid):
             return ExitCode.ORPHANED

@@ -30,6 +30,7 @@ from preforkd.config import Body, Limits, Listen, Pool, Timeouts
 from preforkd.errors import ExitCode
 from preforkd.http import AccessRecord
 from preforkd.models import ServedHandler
+from preforkd.tls import ServerTls
 
 #: Nothing that a test waits for takes longer than this, unless it is broken.
 PATIENCE = 10.0
@@ -63,6 +64,7 @@ class Context:
         self.name = f"web/{worker.slot}"
         self.listeners: Sequence[socket.socket] = worker.listeners
         self.listens: Sequence[Listen] = [worker.listen] * len(worker.listeners)
+        self.tls = {worker.listen.text: worker.tls} if worker.tls is not None else {}
         self.handover = worker.handover
         self.access = reporter if worker.access else None
         self.log = reporter
@@ -152,6 +154,7 @@ class Worker:
         model: str = "process",
         slot: int = 0,
         listen: Listen | None = None,
+        tls: ServerTls | None = None,
         handover: tuple[socket.socket, socket.socket] | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
@@ -167,6 +170,7 @@ class Worker:
         self.slot = slot
         #: What the configuration says of every listener.
         self.listen = listen or Listen.of("127.0.0.1:80")
+        self.tls = tls
         self.handover = handover
         self.requests = requests
         self.spare_files = spare_files
@@ -349,10 +353,13 @@ class Client:
         return data
 
     def exactly(self, size: int) -> bytes:
-        while len(self._rest) < size:
+        data = bytearray(self._rest)  # grows in place, however small the pieces are
+        while len(data) < size:
+            self._rest = b""
             self._more()
-        data, self._rest = self._rest[:size], self._rest[size:]
-        return data
+            data += self._rest
+        self._rest = bytes(data[size:])
+        return bytes(data[:size])
 
     def _line(self) -> bytes:
         while b"\r\n" not in self._rest:

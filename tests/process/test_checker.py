@@ -49,7 +49,7 @@ def quiet() -> None:
 
 
 def checked_with(monkeypatch: pytest.MonkeyPatch, file: Path, read: Callable[[str], Config]) -> Checked:
-    monkeypatch.setattr(configuration, "read", read)
+    monkeypatch.setattr(configuration, "read_placed", read)
     return Checker(str(file)).result()
 
 
@@ -213,7 +213,7 @@ def test_the_child_holds_nothing_of_the_master(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_it_can_be_given_up_at_any_time(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    monkeypatch.setattr(configuration, "read", lambda path: time.sleep(60))
+    monkeypatch.setattr(configuration, "read_placed", lambda path: time.sleep(60))
     one = Checker(str(file))
     one.close()
     assert os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1]) == -signal.SIGKILL

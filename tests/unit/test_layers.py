@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("estate",),
     (
         "control", "headroom", "listeners", "logs", "pidfile", "privileges", "proxyprotocol", "scoreboard", "spawn",
-        "stamp", "systemd", "unixsocket", "wakeup", "welcome",
+        "stamp", "systemd", "tls", "unixsocket", "wakeup", "welcome",
     ),
     ("core",),
     ("config", "errors", "model", "networks"),
@@ -62,7 +62,7 @@ IMPURE = {
 #: What a master never has in its memory, whatever it does.
 NEVER_IN_THE_MASTER = {
     "asyncio", "concurrent.futures", "django", "flask", "http.server", "logging.handlers", "multiprocessing",
-    "socketserver", "subprocess", "urllib.request", "wsgiref",
+    "socketserver", "ssl", "subprocess", "urllib.request", "wsgiref",
 }  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def test_what_is_empty_in_a_pool_is_its_default(setting: str, pool_of: Callable[
         ("daemonize: x\n", ["1:1: daemonize: unknown key; what uWSGI calls daemonize is log.errors here"]),
         ("vacuum: true\n", ["1:1: vacuum: unknown key; uWSGI has it: sockets and pid file are always removed at the end; remove it"]),
         ("status: {listen: x}\n", ["1:1: status: the status page does not exist in this version yet; remove the key"]),
-        ("tls: {}\n", ["1:1: tls: TLS does not exist in this version yet; remove the key"]),
+        ("tls: {}\n", ["1:1: tls: unknown key; `tls` belongs into a pool: pools.web.listen.tls"]),
         # Values.
         ("umask: 9\n", ["1:8: umask: '9' is not an octal mode; write three digits from 0 to 7, such as 0660"]),
         ("umask: [022]\n", ["1:8: umask: is a list where one octal mode belongs; write for example 0022"]),
@@ -190,7 +190,7 @@ def test_mistakes_outside_of_pools(text: str, mistakes: list[str], said: Said) -
         ("worker_class: sync", ["3:7: pools.web.worker_class: unknown key; what gunicorn calls worker_class is pools.web.model here"]),
         ("env: {}", ["3:7: pools.web.env: unknown key; what gunicorn calls env is pools.web.environment here"]),
         ("name: web", ["3:7: pools.web.name: unknown key; a pool's name is its key below pools"]),
-        ("certfile: x", ["3:7: pools.web.certfile: unknown key; gunicorn has it: TLS does not exist in this version yet; put a TLS proxy before it"]),
+        ("certfile: x", ["3:7: pools.web.certfile: unknown key; what gunicorn calls certfile is pools.web.listen.tls.certificate here"]),
         ("threads: 4", ["3:7: pools.web.threads: the model thread does not exist in this version yet; remove the key"]),
         ("model: thread", ["3:14: pools.web.model: 'thread' does not exist in this version yet; it has process"]),
         ("model: gthread", ["3:14: pools.web.model: 'gthread' would be thread here, which does not exist in this version yet; it has process"]),

@@ -114,7 +114,7 @@ def test_the_manual_has_each_command_with_its_options_and_no_other() -> None:
 def test_the_examples_of_configurations_are_valid() -> None:
     found = re.findall(r"(?m)(?:^    (?:\w.*|  .*)\n)+", manual())
     examples = [re.sub(r"(?m)^    ", "", text) for text in found if re.search(r"(?m)^    pools:$", text)]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         assert read_text(example, str(ROOT / "tests" / "mysite.yaml")).pools
 

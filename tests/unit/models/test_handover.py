@@ -36,10 +36,13 @@ def connection() -> Iterator[Pair]:
 @pytest.mark.parametrize("deadline", [12.5, math.inf])
 @pytest.mark.parametrize("peer", [Peer("2001:db8::1%eth0", 65535, "www", 443), Peer("", 0, "localhost", 80)])
 def test_there_and_back(pair: Pair, connection: Pair, data: bytes, deadline: float, peer: Peer) -> None:
-    assert give(pair[0], Handed(connection[0].fileno(), peer, data, deadline))
+    assert give(
+        pair[0], Handed(connection[0].fileno(), peer, data, deadline, listen="unix:/run/ä.sock" if data else "")
+    )
     taken = take(pair[1])
     assert taken is not None
     assert (taken.peer, taken.data, taken.deadline) == (peer, data, deadline)
+    assert taken.listen == ("unix:/run/ä.sock" if data else "")
     assert not os.get_inheritable(taken.fd)
     with socket.socket(fileno=taken.fd) as arrived:
         arrived.sendall(b"hello")
@@ -67,7 +70,7 @@ def test_more_than_a_message_holds(pair: Pair, connection: Pair) -> None:
     assert not give(pair[0], Handed(connection[0].fileno(), Peer("", 0, "", 0), b"x" * 2**20, 0.0))
 
 
-@pytest.mark.parametrize("message", [b"", b"\x02", b"\x63" + b"\0" * 40, b"\x02" + b"\0" * 13 + b"\x01\0\xff"])
+@pytest.mark.parametrize("message", [b"", b"\x02", b"\x01" + b"\0" * 40, b"\x02" + b"\0" * 13 + b"\x01\0\0\0\xff"])
 def test_what_is_not_understood_is_closed(pair: Pair, connection: Pair, message: bytes) -> None:
     here, there = connection
     socket.send_fds(pair[0], [message or b"?"], [here.fileno()])

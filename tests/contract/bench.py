@@ -129,6 +129,7 @@ class Worker:
         requests: int = 0,
         spare_files: int = 0,
         access: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.listeners = listeners
         self.handler = handler
@@ -141,7 +142,12 @@ class Worker:
         self.spare_files = spare_files
         self.access = access
         self.pool = Pool(
-            name="web", listen=(), app="bench:app", timeouts=timeouts or Timeouts(), limits=limits or Limits()
+            name="web",
+            listen=(),
+            app="bench:app",
+            timeouts=timeouts or Timeouts(),
+            limits=limits or Limits(),
+            **(settings or {}),
         )
         self.events: list[dict[str, Any]] = []
         self.pid = 0

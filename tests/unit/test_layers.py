@@ -29,8 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # What the master leaves to a template: put together from the row below.
     ("estate",),
     (
-        "control", "headroom", "listeners", "logs", "pidfile", "privileges", "proxyprotocol", "scoreboard", "spawn", "stamp",
-        "systemd", "unixsocket", "wakeup", "welcome",
+        "control", "headroom", "listeners", "logs", "pidfile", "privileges", "proxyprotocol", "scoreboard", "spawn",
+        "stamp", "systemd", "unixsocket", "wakeup", "welcome",
     ),
     ("core",),
     ("config", "errors", "model", "networks"),

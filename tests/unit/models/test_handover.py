@@ -34,7 +34,9 @@ def connection() -> Iterator[Pair]:
 
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP", bytes(range(256)) * 160])
 @pytest.mark.parametrize("deadline", [12.5, math.inf])
-@pytest.mark.parametrize("peer", [Peer("2001:db8::1%eth0", 65535, "www", 443), Peer("", 0, "localhost", 80)])
+@pytest.mark.parametrize(
+    "peer", [Peer("2001:db8::1%eth0", 65535, "www", 443, secure=True), Peer("", 0, "localhost", 80)]
+)
 def test_there_and_back(pair: Pair, connection: Pair, data: bytes, deadline: float, peer: Peer) -> None:
     assert give(pair[0], Handed(connection[0].fileno(), peer, data, deadline))
     taken = take(pair[1])
@@ -67,7 +69,7 @@ def test_more_than_a_message_holds(pair: Pair, connection: Pair) -> None:
     assert not give(pair[0], Handed(connection[0].fileno(), Peer("", 0, "", 0), b"x" * 2**20, 0.0))
 
 
-@pytest.mark.parametrize("message", [b"", b"\x01", b"\x02" + b"\0" * 40, b"\x01" + b"\0" * 12 + b"\x01\0\xff"])
+@pytest.mark.parametrize("message", [b"", b"\x02", b"\x01" + b"\0" * 40, b"\x02" + b"\0" * 13 + b"\x01\0\xff"])
 def test_what_is_not_understood_is_closed(pair: Pair, connection: Pair, message: bytes) -> None:
     here, there = connection
     socket.send_fds(pair[0], [message or b"?"], [here.fileno()])

@@ -192,7 +192,7 @@ def _conclude(request: Request, peer: Peer, client: Node, hop: Hop) -> tuple[Pee
     elif hop.host or hop.secure is not None:
         # The port of our own listener is none that the client has ever seen.
         told = request.host.decode("ascii").rpartition("]")[2].rpartition(":")[2] if b":" in request.host else ""
-        port = int(told) if told.isdecimal() else _DEFAULT_PORTS[secure]
+        port = int(told) if told.isdecimal() and 0 < int(told) <= 65535 else _DEFAULT_PORTS[secure]
     return replace(peer, client=client.address, client_port=client.port, server_port=port, secure=secure), request
 
 

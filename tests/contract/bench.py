@@ -163,6 +163,7 @@ class Worker:
         spare_files: int = 0,
         file_size: int = 0,
         access: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.listeners = listeners
         self.handler = handler
@@ -183,6 +184,7 @@ class Worker:
             timeouts=timeouts or Timeouts(),
             limits=limits or Limits(),
             body=body or Body(),
+            **(settings or {}),
         )
         self.events: list[dict[str, Any]] = []
         self.pid = 0

@@ -34,7 +34,9 @@ def connection() -> Iterator[Pair]:
 
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP", bytes(range(256)) * 160])
 @pytest.mark.parametrize("deadline", [12.5, math.inf])
-@pytest.mark.parametrize("peer", [Peer("2001:db8::1%eth0", 65535, "www", 443), Peer("", 0, "localhost", 80)])
+@pytest.mark.parametrize(
+    "peer", [Peer("2001:db8::1%eth0", 65535, "www", 443, secure=True), Peer("", 0, "localhost", 80)]
+)
 def test_there_and_back(pair: Pair, connection: Pair, data: bytes, deadline: float, peer: Peer) -> None:
     assert give(
         pair[0], Handed(connection[0].fileno(), peer, data, deadline, listen="unix:/run/ä.sock" if data else "")

@@ -338,6 +338,12 @@ class _Loop:
         if self._resume_at <= now:
             self._resume()
 
+    def _lapse(self, connection: Connection) -> None:
+        """Ends an idle connection before its time."""
+        self._idle.discard(connection)
+        self._heads.discard(connection)
+        self._overdue(connection, silent=True)
+
     def _overdue(self, connection: Connection, *, silent: bool) -> None:
         """Ends a connection whose time is up, unless bytes have arrived that we were too busy to read."""
         if connection.preamble is not None and not self._announce(connection, overdue=True):
@@ -502,10 +508,13 @@ class _Loop:
                 connections=len(self._connections),
                 action="closing idle connections" if victim is not None else "not accepting for a moment",
             )
-        if victim is not None:
+        if victim is None:
+            self._pause()
+        elif victim in self._lingering:
             self._close(victim)
         else:
-            self._pause()
+            # Its next request may be here already; then it is no idle one, and the next turn finds another.
+            self._lapse(victim)
 
     # -- one connection -----------------------------------------------------------------------------------------------
 

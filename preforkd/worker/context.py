@@ -30,6 +30,9 @@ _MEMORY_INTERVAL = 1.0
 #: seconds.
 _ALARM_SHARE = 0.02
 _ALARM_SLACK = 0.5
+#: Whoever has more than so many times its share of the pool's connections gives some away. Well below 1.5, which
+#: the busiest worker may serve of the mean, and far enough from 1 that who was given one does not pass it on.
+_UNEVEN = 1.25
 #: That a pool is overloaded is said at most so often. Seconds.
 _REPORT_EVERY = 10.0
 
@@ -112,13 +115,16 @@ class Context:
         """How many of so many connections siblings should have: those above this worker's share, one an idle sibling.
 
         Without it the kernel wakes the same worker again and again: one of four served all of 32 kept connections. The
-        share is rounded up, so that connections do not wander for nothing; not where requests are ``slow``, and
-        wandering costs less than waiting.
+        share is rounded up, and only who has a quarter more than it gives anything away, so that in a steady load
+        connections come to rest: where processors are busy, each that wanders costs more than it gains. Not where
+        requests are ``slow``, and wandering costs less than waiting.
         """
         idle = self._scoreboard.idle() - 1  # we are between two requests
         if idle <= 0 or self.leaving:
             return 0
         share = self._scoreboard.share()
+        if not slow and connections <= share * _UNEVEN:
+            return 0
         return max(0, min(idle, connections - max(1, math.floor(share) if slow else math.ceil(share))))
 
     @property

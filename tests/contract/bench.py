@@ -275,6 +275,12 @@ class Worker:
         links = (os.readlink(link) for link in Path(f"/proc/{self.pid}/fd").iterdir())
         return sum(link.startswith(f"{directory}/") for link in links)
 
+    def processor_time(self) -> float:
+        """Seconds of a processor that it has taken so far, in user and kernel mode (proc(5), stat: utime, stime)."""
+        with open(f"/proc/{self.pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def sleeps(self) -> int:
         """How often it has gone to sleep so far: each wake-up from waiting is followed by one."""
         with open(f"/proc/{self.pid}/status") as status:

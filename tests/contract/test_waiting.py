@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import time
@@ -10,6 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from preforkd.config import Timeouts
+from preforkd.http import Peer
+from preforkd.models.process import _Loop
 from tests.contract.bench import Client, Worker
 from tests.contract.services import Gate
 
@@ -139,6 +143,51 @@ def test_out_of_descriptors_without_idle_connections_nothing_spins(start: Start,
     for client in half:  # at least one of them was accepted; its end makes room
         client.socket.shutdown(socket.SHUT_RDWR)  # the worker has inherited the descriptor, so that close() is no end
     assert waiting.response().status == 200
+
+
+def test_out_of_descriptors_a_request_that_is_here_is_not_thrown_away(
+    start: Start, connect: Connect, gate: Gate
+) -> None:
+    """The oldest idle connections are not idle any more once their next request has arrived."""
+    worker = start(spare_files=12)
+    old = [connect() for _ in range(4)]
+    for client in old:
+        assert client.get().status == 200
+    busy = connect()
+    busy.send(b"GET /hold HTTP/1.1\r\nHost: bench\r\n\r\n")
+    gate.wait_held()
+    new = [connect() for _ in range(20)]  # accepted in this order, before the old ones are looked at or after
+    for client in new + old:
+        client.send(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+    gate.open()
+    assert busy.response().status == 200
+    assert [client.response().status for client in old + new] == [200] * 24
+    worker.wait_for("descriptors_exhausted")
+
+
+@pytest.mark.parametrize("number", [errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+def test_any_shortage_heals_by_itself(
+    start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Twice in a row the system has nothing; the client is served once it has, and the worker slept meanwhile."""
+    take = _Loop._take
+    failures = [number, number]
+
+    def fail_first(self: _Loop, fd: int) -> tuple[int, Peer]:
+        if failures:
+            raise OSError(failures.pop(), os.strerror(number))
+        return take(self, fd)
+
+    monkeypatch.setattr(_Loop, "_take", fail_first)
+    worker = start()
+    waiting = connect()
+    waiting.send(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+    event = worker.wait_for("descriptors_exhausted")
+    assert (event["error"], event["action"]) == (os.strerror(number), "not accepting for a moment")
+    before, spent = worker.sleeps(), worker.processor_time()
+    assert waiting.response().status == 200
+    assert worker.sleeps() - before <= 5  # two pauses, one request
+    assert worker.processor_time() - spent <= 0.1, "it spun for as long as it paused"
 
 
 @pytest.mark.parametrize("count", [200])

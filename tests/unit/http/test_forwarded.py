@@ -29,8 +29,8 @@ def request(*fields: tuple[str, str], host: str = "www.example") -> Request:
 def apply(
     peer: Peer, *fields: tuple[str, str], believed: tuple[str, ...] = ALL, host: str = "www.example"
 ) -> tuple[Peer, str]:
-    asked = request(*fields, host=host)
-    return Forwarding(TRUSTED, believed).apply(asked, peer), asked.host.decode()
+    peer, asked = Forwarding(TRUSTED, believed).apply(request(*fields, host=host), peer)
+    return peer, asked.host.decode()
 
 
 def client(*fields: tuple[str, str], believed: tuple[str, ...] = ALL) -> str:
@@ -117,7 +117,15 @@ def test_what_is_not_believed_is_not_looked_at(believed: tuple[str, ...]) -> Non
 def test_a_peer_on_a_unix_socket_may_be_trusted() -> None:
     unix = Peer("", 0, "localhost", 80)
     assert apply(unix, ("X-Forwarded-For", "198.51.100.7"))[0].client == "198.51.100.7"
-    assert Forwarding(("10.0.0.0/8",), ALL).apply(request(("X-Forwarded-For", "1.2.3.4")), unix) is unix
+    asked = request(("X-Forwarded-For", "1.2.3.4"))
+    assert Forwarding(("10.0.0.0/8",), ALL).apply(asked, unix) == (unix, asked)
+
+
+def test_a_request_that_may_be_given_again_is_not_changed() -> None:
+    asked = request(("X-Forwarded-For", "1.2.3.4"), ("X-Forwarded-Host", "other.example"))
+    before = asked.host
+    _, told = Forwarding(TRUSTED, ALL).apply(asked, PROXY)
+    assert (asked.host, told.host) == (before, b"other.example")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +246,7 @@ def test_any_fields_give_a_client_or_a_sentence(fields: list[tuple[str, str]], b
     asked.headers += [(name.encode(), value.strip().encode("latin-1")) for name, value in fields]
     sentence, peer = "fine", PROXY
     try:
-        peer = Forwarding(TRUSTED, believed).apply(asked, PROXY)
+        peer, _ = Forwarding(TRUSTED, believed).apply(asked, PROXY)
     except Malformed as mistake:
         sentence = str(mistake)
     assert sentence.isascii() and sentence.isprintable() and len(sentence) < 400
@@ -253,7 +261,7 @@ def test_a_client_cannot_choose_its_address(lie: str, address: str) -> None:
     asked = request()
     asked.headers.append((b"x-forwarded-for", told))
     if not address.startswith("10."):
-        assert Forwarding(TRUSTED, ALL).apply(asked, PROXY).client == address
+        assert Forwarding(TRUSTED, ALL).apply(asked, PROXY)[0].client == address
 
 
 def test_strangers_do_not_fill_the_memory() -> None:

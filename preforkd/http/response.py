@@ -44,7 +44,7 @@ class BadResponse(Exception):
 class Framing(Enum):
     """How the client learns where the body ends."""
 
-    NONE = auto()  # by the status or the method: 204, 304, HEAD
+    NONE = auto()  # by the status or the method: 204, 205, 304, HEAD
     LENGTH = auto()
     CHUNKED = auto()
     CLOSE = auto()  # HTTP/1.0 without a length
@@ -118,8 +118,8 @@ class CheckedHead:
 
     @property
     def bodiless(self) -> bool:
-        """True for a status that has no body, whatever the application says (RFC 9110, 15.3.5 and 15.4.5)."""
-        return self.code in (204, 304)
+        """True for a status that has no body, whatever the application says (RFC 9110, 15.3.5, 15.3.6 and 15.4.5)."""
+        return self.code in (204, 205, 304)
 
 
 def serialize(head: CheckedHead, framing: Framing, length: int | None, connection: str | None) -> bytes:
@@ -139,6 +139,9 @@ def serialize(head: CheckedHead, framing: Framing, length: int | None, connectio
     if connection is not None:
         lines.append(f"Connection: {connection}\r\n")
     lines += [f"{name}: {value}\r\n" for name, value in head.headers]
+    if head.code == 205:
+        # RFC 9110, 15.3.6: no content, and said so; unlike with 204 a client would wait for it.
+        length = 0
     if length is not None and head.code != 204:
         # RFC 9110, 8.6: never with 204; with 304 and HEAD it is what a GET would have had.
         lines.append(f"Content-Length: {length}\r\n")

@@ -43,7 +43,7 @@ class BadResponse(Exception):
 class Framing(Enum):
     """How the client learns where the body ends."""
 
-    NONE = auto()  # by the status or the method: 204, 304, HEAD
+    NONE = auto()  # by the status or the method: 204, 205, 304, HEAD
     LENGTH = auto()
     CHUNKED = auto()
     CLOSE = auto()  # HTTP/1.0 without a length
@@ -143,8 +143,8 @@ class CheckedHead:
 
     @property
     def bodiless(self) -> bool:
-        """True for a status that has no body, whatever the application says (RFC 9110, 15.3.5 and 15.4.5)."""
-        return self.code in (204, 304)
+        """True for a status that has no body, whatever the application says (RFC 9110, 15.3.5, 15.3.6 and 15.4.5)."""
+        return self.code in (204, 205, 304)
 
 
 #: Status -> the second, and how a head with this status begins in it: with Server and Date.
@@ -185,6 +185,9 @@ def serialize(head: CheckedHead, framing: Framing, length: int | None, connectio
     if connection is not None:
         parts.append(b"Connection: %b\r\n" % connection.encode("ascii"))
     parts += head.lines
+    if head.code == 205:
+        # RFC 9110, 15.3.6: no content, and said so; unlike with 204 a client would wait for it.
+        length = 0
     if length is not None and head.code != 204:
         # RFC 9110, 8.6: never with 204; with 304 and HEAD it is what a GET would have had.
         parts.append(b"Content-Length: %d\r\n\r\n" % length)

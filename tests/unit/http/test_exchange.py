@@ -144,6 +144,16 @@ def test_a_status_without_body_has_none(status: str) -> None:
     assert ex.sent == 0
 
 
+def test_205_says_that_it_has_no_body() -> None:
+    ex, wire = exchange(GET)
+    ex.start("205 Reset Content", [("Content-Length", "3")])
+    ex.write(b"abc")
+    ex.finish()
+    assert [line for line in wire.head if "ontent-" in line or "Transfer" in line] == ["Content-Length: 0"]
+    assert wire.body == b""
+    assert ex.keep_alive
+
+
 def test_head_says_the_length_and_sends_nothing() -> None:
     ex, wire = exchange(GET.replace(b"GET", b"HEAD"))
     ex.start("200 OK", [])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import apps, measure, picture, report
-from benchmarks.load import BROWSER, NUMBER, VARIED, Request, Throughput, throughput
+from benchmarks.load import BROWSER, NUMBER, VARIED, Request, Throughput, closes, throughput
 from benchmarks.peers import PEERS, PREFORKD, Peer, Plan, Serves
 from benchmarks.run import Run, rotated
 from benchmarks.servers import Server, ServerFailed, running
@@ -31,7 +33,7 @@ class _Work:
 _WORK = {
     "hello, keep-alive": _Work(Request(), essential=True),
     "hello, a browser's 12 fields": _Work(Request(fields=tuple(BROWSER.items()))),
-    "the same, each request another": _Work(Request(f"/?page={NUMBER}", tuple(VARIED.items())), essential=True),
+    "12 fields, each request another": _Work(Request(f"/?page={NUMBER}", tuple(VARIED.items())), essential=True),
     "hello, one connection each": _Work(Request(keep=False), essential=True),
     "answer of 64 KiB": _Work(Request("/big"), Serves.LARGE),
     "POST of 64 KiB": _Work(Request("/post", posted=apps.BIG), Serves.LARGE),
@@ -54,8 +56,13 @@ Cells = Mapping[tuple[str, str], Sequence[Cell]]
 
 
 def _measure(run: Run, server: Server, request: Request) -> Cell:
-    with measure.Meter(server.pid) as meter:
-        seen = throughput(server.port, request, _CLIENTS, run.effort.cpu_seconds)
+    if not request.keep and not closes(server.port, request.path):
+        raise server.failed("it does not say that it closes, so what is measured would be something else")
+    try:
+        with measure.Meter(server.pid) as meter:
+            seen = throughput(server.port, request, _CLIENTS, run.effort.cpu_seconds)
+    except subprocess.SubprocessError as error:
+        raise server.failed(f"the load generator gave up: {error}") from error
     run.others.append(meter.others)
     if not seen.requests:
         raise server.failed(f"no answer to {request.path}")
@@ -64,12 +71,17 @@ def _measure(run: Run, server: Server, request: Request) -> Cell:
 
 def _round(run: Run, peer: Peer, works: Iterable[str], cells: dict[tuple[str, str], list[Cell]]) -> None:
     """Measures one peer once."""
-    for logged in (False, True):
-        wanted = [work for work in works if _WORK[work].needs in peer.serves and _WORK[work].logged is logged]
-        if wanted:
-            with running(peer.name, Plan(workers=_PROCESSES, access_log=logged), run.directory) as server:
-                for work in wanted:
-                    cells[work, peer.name].append(_measure(run, server, _WORK[work].request))
+    groups: dict[tuple[bool, bool], list[str]] = defaultdict(list)
+    for work in works:
+        about = _WORK[work]
+        if about.needs in peer.serves:
+            keep = about.request.keep or peer.heeds_close
+            groups[about.logged, keep].append(work)
+    for (logged, keep), wanted in groups.items():
+        plan = Plan(workers=_PROCESSES, access_log=logged, keep_alive=keep)
+        with running(peer.name, plan, run.directory) as server:
+            for work in wanted:
+                cells[work, peer.name].append(_measure(run, server, _WORK[work].request))
 
 
 def scenario(run: Run) -> report.Section:
@@ -89,9 +101,9 @@ def scenario(run: Run) -> report.Section:
         rounds += 1
     peers = [PEERS[name] for name in PEERS if name not in left_out]
     return report.Section(
-        _text(run, rounds, works, peers, left_out, cells),
-        _data(works, peers, left_out, cells),
-        _bars(works, peers, cells),
+        text(rounds, run.effort.cpu_seconds, works, peers, left_out, cells),
+        data(works, peers, left_out, cells),
+        panels(works, peers, cells),
     )
 
 
@@ -121,9 +133,10 @@ def _seen(cells: Cells, work: str, peer: Peer) -> str:
     )
 
 
-def _text(
-    run: Run, rounds: int, works: Sequence[str], peers: Sequence[Peer], left_out: Mapping[str, str], cells: Cells
+def text(
+    rounds: int, seconds: int, works: Sequence[str], peers: Sequence[Peer], left_out: Mapping[str, str], cells: Cells
 ) -> str:
+    """For people: two tables, and what has to be said about their columns."""
     heads = [f"*{peer.name}*" if peer.yardstick else peer.name for peer in peers]
     first = report.table(
         ("CPU for a request, µs; times preforkd's", *heads),
@@ -139,16 +152,18 @@ def _text(
     }
     total = ", ".join(f"{name} {count}" for name, count in failed.items() if count) or "none"
     notes = [f"* *{peer.name}* is a yardstick: {peer.yardstick}." for peer in peers if peer.yardstick]
-    notes += [f"* {name} is left out: {why}" for name, why in left_out.items()]
+    if any(peer.modules == ("gunicorn",) for peer in peers) and not importlib.util.find_spec("gunicorn_h1c"):
+        notes.append("* gunicorn parses in Python here: its parser in C, gunicorn_h1c, is not installed.")
+    notes += [f"* {name} is left out: {why}." for name, why in left_out.items()]
     return (
         f"### Processor time for a request\n\n{_PROCESSES} worker processes, {_CLIENTS} clients, "
-        f"{rounds} rounds of {run.effort.cpu_seconds} s.\n\n{first}\n\n{second}\n\n"
+        f"{rounds} rounds of {seconds} s.\n\n{first}\n\n{second}\n\n"
         + "\n".join(notes)
         + f"\n\nFailed requests, as the load generator counts them: {total}."
     )
 
 
-def _data(works: Sequence[str], peers: Sequence[Peer], left_out: Mapping[str, str], cells: Cells) -> dict[str, object]:
+def data(works: Sequence[str], peers: Sequence[Peer], left_out: Mapping[str, str], cells: Cells) -> dict[str, object]:
     """What ``--json`` writes: every single measurement."""
     return {
         "processes": _PROCESSES,
@@ -175,7 +190,7 @@ def _data(works: Sequence[str], peers: Sequence[Peer], left_out: Mapping[str, st
     }
 
 
-def _bars(works: Sequence[str], peers: Sequence[Peer], cells: Cells) -> list[picture.Panel]:
+def panels(works: Sequence[str], peers: Sequence[Peer], cells: Cells) -> list[picture.Panel]:
     """The first table as a picture."""
 
     def bar(work: str, peer: Peer) -> picture.Bar:
@@ -188,14 +203,14 @@ def _bars(works: Sequence[str], peers: Sequence[Peer], cells: Cells) -> list[pic
     return [picture.Panel(work, [bar(work, peer) for peer in peers if cells.get((work, peer.name))]) for work in works]
 
 
-def draw(panels: Sequence[picture.Panel], file: Path) -> None:
+def draw(found: Sequence[picture.Panel], file: Path) -> None:
     """Writes the picture."""
     file.write_text(
         picture.svg(
             "Processor time for a request, microseconds",
             f"whole process tree, {_PROCESSES} processes, {_CLIENTS} clients; median, and a line from minimum to "
             "maximum; less is better; every panel has its own scale",
-            panels,
+            found,
         ),
         encoding="utf-8",
     )

@@ -107,9 +107,9 @@ def throughput(port: int, request: Request, clients: int, seconds: int) -> Throu
 def _wrk(port: int, request: Request, clients: int, seconds: int) -> Throughput:
     assert WRK is not None
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
-        script = Path(directory, "script.lua")
-        script.write_text(_script(request, port))
-        argv = [WRK, "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script)]
+        file = Path(directory, "script.lua")
+        file.write_text(script(request, port))
+        argv = [WRK, "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "-s", str(file)]
         for name, value in request.fields:
             argv += ["-H", f"{name}: {value}"]
         if not request.keep:
@@ -122,7 +122,7 @@ def _wrk(port: int, request: Request, clients: int, seconds: int) -> Throughput:
     )
 
 
-def _script(request: Request, port: int) -> str:
+def script(request: Request, port: int) -> str:
     """What wrk runs, in Lua."""
     if request.varied:
         parts = (
@@ -238,6 +238,8 @@ def arrive(
                     _, client = waiting.popleft()
                     if client.busy:
                         samples.append(client.gives_up())
+                if arrived == total and not waiting:
+                    break
                 next_one = began + arrived / rate if arrived < total else now + patience
                 until = min(next_one, waiting[0][0] if waiting else next_one)
                 for descriptor, _ in poll.poll(max(0.0, until - now)):
@@ -363,14 +365,30 @@ def _length(head: bytes) -> int:
 
 def ask(port: int, path: str = "/", timeout: float = 5.0) -> bytes | None:
     """The body of one answer over a connection of its own; None if there was none with status 200."""
+    answer = _one(port, path, timeout)
+    return answer.partition(b"\r\n\r\n")[2] if answer[9:12] == b"200" else None
+
+
+def closes(port: int, path: str = "/", timeout: float = 5.0) -> bool:
+    """Whether a client that asks for it is told that the connection ends with this answer (RFC 9112, section 9.6)."""
+    return b"\r\nconnection: close\r\n" in _one(port, path, timeout).partition(b"\r\n\r\n")[0].lower() + b"\r\n"
+
+
+def _one(port: int, path: str, timeout: float) -> bytes:
+    """One complete answer, or as much of it as there is; not every server closes then, though it is told to."""
+    answer = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout) as connection:
             connection.settimeout(timeout)
             connection.sendall(Request(path, keep=False).encoded(port))
-            answer = b""
-            while data := connection.recv(65536):
+            while not _complete(answer) and (data := connection.recv(65536)):
                 answer += data
     except OSError:
-        return None
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return body if head[9:12] == b"200" else None
+        pass
+    return answer
+
+
+def _complete(answer: bytes) -> bool:
+    """False also where only the end of the connection tells (RFC 9112, section 6.3)."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    return bool(end) and b"\r\ncontent-length:" in head.lower() and len(body) >= _length(head + end)

@@ -32,6 +32,8 @@ _PREFORK = 40
 _BACKLOG = 2048
 #: nginx is not in the PATH of those who are not root.
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
+#: What some builds of Apache have compiled in, and others load.
+_BUILT_IN = {"log_config": "mod_log_config.so", "unixd": "mod_unixd.so"}
 _APACHE_MODULES = ("/usr/lib/apache2/modules", "/usr/lib64/httpd/modules", "/usr/lib/httpd/modules")
 
 
@@ -55,6 +57,7 @@ class Plan:
         workers: Processes at the start, which all peers but an adaptive preforkd keep.
         most: preforkd may grow up to so many; 0 is a pool of fixed size.
         access_log: Write one into the server's directory.
+        keep_alive: False where every client brings a connection of its own, for peers that do not heed its wish.
         preload: Load the application before forking (gunicorn; preforkd does it anyway).
         warmup: Paths that preforkd requests before it forks.
         timeouts: More of preforkd's ``timeouts``.
@@ -65,6 +68,7 @@ class Plan:
     workers: int = 2
     most: int = 0
     access_log: bool = False
+    keep_alive: bool = True
     preload: bool = False
     warmup: tuple[str, ...] = ()
     timeouts: Mapping[str, str] = field(default_factory=dict)
@@ -96,6 +100,7 @@ class Peer:
         serves: What it can be asked for.
         modules, programs: What has to be installed for it.
         install: The command that installs it.
+        heeds_close: Whether it closes a connection when the client asks for it; if not, see `Plan.keep_alive`.
         yardstick: What it is, if it does less or other work than the servers that are compared; else empty.
     """
 
@@ -105,6 +110,7 @@ class Peer:
     modules: tuple[str, ...] = ()
     programs: tuple[tuple[str, ...], ...] = ()
     install: str = ""
+    heeds_close: bool = True
     yardstick: str = ""
 
     def missing(self) -> bool:
@@ -175,7 +181,11 @@ def _gthread(plan: Plan, place: Place) -> list[str]:
 def _uwsgi(plan: Plan, place: Place) -> list[str]:
     # Its own socket with keep-alive, where a connection occupies a thread: with fewer of them 30 of 32 clients get no
     # answer at all. Its router would keep connections without threads, and costs four times as much.
-    argv = [program("uwsgi"), "--module", plan.app, "--http11-socket", f"127.0.0.1:{place.port}", "--need-app"]
+    argv = [program("uwsgi"), "--module", plan.app, "--need-app"]
+    if plan.keep_alive:
+        argv += ["--http11-socket", f"127.0.0.1:{place.port}"]
+    else:
+        argv += ["--http-socket", f"127.0.0.1:{place.port}", "--add-header", "Connection: close"]
     argv += ["--master", "--processes", str(plan.workers), "--threads", str(_THREADS), "--listen", str(_backlog())]
     argv += ["--die-on-term", "--chdir", str(ROOT), "--pythonpath", str(ROOT), "--harakiri", "30"]
     argv += ["--home", sys.prefix] if sys.prefix != sys.base_prefix else []
@@ -252,10 +262,11 @@ def _apache(place: Place, modules: dict[str, str], directives: str, plan: Plan) 
     """An Apache of our own, apart from the machine's: its modules by name and file, then more directives."""
     directory = place.directory
     file = directory / "httpd.conf"
-    if plan.access_log:
-        modules = {**modules, "log_config": "mod_log_config.so"}
-        directives += f'CustomLog "{directory}/access.log" "%h %l %u %t \\"%r\\" %>s %b"\n'
     found = _apache_modules()
+    # Built in here, a file there.
+    modules = {**modules, **{name: path for name, path in _BUILT_IN.items() if (found / path).exists()}}
+    if plan.access_log:
+        directives += f'CustomLog "{directory}/access.log" "%h %l %u %t \\"%r\\" %>s %b"\n'
     loads = "\n".join(f'LoadModule {name}_module "{found / path}"' for name, path in modules.items())
     file.write_text(
         f"""\
@@ -355,6 +366,7 @@ PEERS: Mapping[str, Peer] = {
             _uwsgi,
             programs=(("uwsgi",),),
             install=f"apt-get install gcc python3-dev && {_PIP} uwsgi",
+            heeds_close=False,
         ),
         Peer("granian", _granian, modules=("granian",), install=f"{_PIP} granian"),
         Peer(

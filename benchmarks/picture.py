@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 
 class Kind(enum.Enum):
@@ -43,7 +43,7 @@ _COLUMNS = 3
 _MARGIN, _GAP = 24, 28
 _WIDTH = 360
 #: Of a panel: room for the names, and for the figure behind the longest bar.
-_NAMES, _FIGURES = 104, 50
+_NAMES, _FIGURES = 112, 50
 _LINE, _BAR = 19, 12
 _TITLE = 30
 _HEAD, _FOOT = 66, 44
@@ -132,7 +132,7 @@ def svg(title: str, note: str, panels: Sequence[Panel]) -> str:
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="{width}" '
-            f'height="{height:g}" role="img" aria-label="{escape(title)}">',
+            f'height="{height:g}" role="img" aria-label={quoteattr(title)}>',
             f"<style>\n{_STYLE}\n</style>",
             f'<rect x="0.5" y="0.5" width="{width - 1}" height="{height - 1:g}" rx="8" class="card"/>',
             _text(_MARGIN, _MARGIN + 14, title, "head"),

@@ -19,7 +19,7 @@ from benchmarks.run import FULL, QUICK, QUIET, Run
 
 #: Each with the part of the whole time that may have passed when it begins its last round.
 _SCENARIOS: dict[str, tuple[Callable[[Run], report.Section], float]] = {
-    "cpu": (cpu.scenario, 0.64),
+    "cpu": (cpu.scenario, 0.6),
     "memory": (memory.scenario, 0.8),
     "growth": (growth.scenario, 0.86),
     "life": (life.scenario, 0.93),
@@ -95,7 +95,12 @@ def main() -> int:
     finally:
         servers.end_orphans(measure.tree(os.getpid())[1:])
     machine = "\n".join(filter(None, (facts, _disturbed(run))))
-    text = "\n\n".join([machine, *(section.text for section in sections.values())])
+    shown = (
+        [f"![Processor time for a request]({os.path.relpath(drawing, document.parent)})"]
+        if drawing and document
+        else []
+    )
+    text = "\n\n".join([machine, *shown, *(section.text for section in sections.values())])
     if options.json:
         report.write_json(options.json, machine, sections)
     if drawing and "cpu" in sections:

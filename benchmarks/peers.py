@@ -188,6 +188,8 @@ def _uwsgi(plan: Plan, place: Place) -> list[str]:
         argv += ["--http-socket", f"127.0.0.1:{place.port}", "--add-header", "Connection: close"]
     argv += ["--master", "--processes", str(plan.workers), "--threads", str(_THREADS), "--listen", str(_backlog())]
     argv += ["--die-on-term", "--chdir", str(ROOT), "--pythonpath", str(ROOT), "--harakiri", "30"]
+    # Head and file are two writes: without it every file waits for the client's delayed acknowledgement, 40 ms.
+    argv += ["--tcp-nodelay"]
     argv += ["--home", sys.prefix] if sys.prefix != sys.base_prefix else []
     log = place.directory / "access.log" if plan.access_log else place.directory / "log"
     return [*argv, "--logto", str(log), *([] if plan.access_log else ["--disable-logging"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,13 @@ _PAGES = {Serves.HELLO: ("/", len(apps.HELLO)), Serves.LARGE: ("/big", apps.BIG)
 
 
 @pytest.fixture
+def directory() -> Iterator[Path]:
+    """Shorter than pytest's own: the path of preforkd's control socket has to fit (unix(7))."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
 def nobody_left() -> Iterator[None]:
     before = set(measure.tree(os.getpid()))
     yield
@@ -24,8 +32,8 @@ def nobody_left() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", [PREFORKD, "bare loop"])
-def test_a_server_serves_and_ends(name: str, tmp_path: Path, nobody_left: None) -> None:
-    with servers.running(name, Plan(), tmp_path) as server:
+def test_a_server_serves_and_ends(name: str, directory: Path, nobody_left: None) -> None:
+    with servers.running(name, Plan(), directory) as server:
         assert ask(server.port) == apps.HELLO
         assert len(measure.tree(server.pid)) >= 3
     assert ask(server.port) is None
@@ -34,14 +42,14 @@ def test_a_server_serves_and_ends(name: str, tmp_path: Path, nobody_left: None) 
 @pytest.mark.slow
 @pytest.mark.may_skip("peers are installed by those who measure")
 @pytest.mark.parametrize("name", sorted(PEERS))
-def test_a_peer_can_what_it_is_said_to_can(name: str, tmp_path: Path, nobody_left: None) -> None:
+def test_a_peer_can_what_it_is_said_to_can(name: str, directory: Path, nobody_left: None) -> None:
     peer = PEERS[name]
     if peer.missing():
         pytest.skip(f"{name} is not installed: {peer.install}")
     logged = Serves.ACCESS_LOG in peer.serves
-    with servers.running(name, Plan(keep_alive=peer.heeds_close), tmp_path) as server:
+    with servers.running(name, Plan(keep_alive=peer.heeds_close), directory) as server:
         assert closes(server.port)
-    with servers.running(name, Plan(access_log=logged), tmp_path) as server:
+    with servers.running(name, Plan(access_log=logged), directory) as server:
         answers = {kind: ask(server.port, path) for kind, (path, _) in _PAGES.items() if kind in peer.serves}
         assert {kind: len(answer or b"") for kind, answer in answers.items()} == {
             kind: _PAGES[kind][1] for kind in answers

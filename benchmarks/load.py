@@ -232,7 +232,8 @@ def arrive(
                 while arrived < total and began + arrived / rate <= now:
                     client = _Client(port, request, poll, clients)
                     client.begin()
-                    waiting.append((now + patience, client))
+                    # Counted from its own begin: what gives up has waited that long.
+                    waiting.append((time.monotonic() + patience, client))
                     arrived += 1
                 while waiting and (waiting[0][0] <= now or not waiting[0][1].busy):
                     _, client = waiting.popleft()

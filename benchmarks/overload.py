@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks import apps, measure, report
-from benchmarks.load import Request, Sample, arrive
+from benchmarks.load import LATE, Request, Sample, arrive
 from benchmarks.peers import PREFORKD, SYNC, Plan
 from benchmarks.run import Run
 from benchmarks.servers import Server, running
@@ -46,7 +46,7 @@ class Outcome:
 def outcome(samples: Sequence[Sample], patience: float) -> Outcome:
     """Sorts the clients. An answer that ended after ``patience`` is late, even if its client was slow to notice."""
     useful = [one.ended - one.began for one in samples if not one.failure and one.ended - one.began <= patience]
-    refused = sum(bool(one.failure) and one.ended - one.began < patience for one in samples)
+    refused = sum(one.failure not in ("", LATE) and one.ended - one.began <= patience for one in samples)
     return Outcome(len(useful), refused, len(samples) - len(useful) - refused, max(useful, default=0.0))
 
 

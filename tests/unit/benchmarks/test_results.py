@@ -112,7 +112,7 @@ def test_who_waited_too_long_was_not_served() -> None:
         Sample(0.0, 0.1, "", b""),
         Sample(0.0, 0.3, "", b""),
         Sample(0.0, 0.6, "", b""),  # an answer, but nobody was there any more
-        Sample(0.0, 0.5, LATE, b""),
+        Sample(0.0, 0.4, LATE, b""),
         Sample(0.0, 0.2, "status 503", b""),
         Sample(0.0, 0.0, "Connection refused", b""),
     ]

@@ -3,7 +3,7 @@
 #   make run        serve the welcome page on http://127.0.0.1:8080/, in the foreground
 #   make test       check the code and run every test, on every Python of this machine
 #   make lint       only look at the code: ruff, mypy
-#   make bench      measure it beside gunicorn, into docs/benchmarks.md
+#   make bench      measure it beside its peers, into docs/benchmarks.md
 #   make install    as root: the service, for systemctl start preforkd
 #   make clean      remove what the others made in this tree
 #

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from benchmarks import apps, measure, report
 from benchmarks.load import Request, Sample, drive
+from benchmarks.peers import PREFORKD, SYNC, Plan
 from benchmarks.run import Run
-from benchmarks.servers import PREFORKD, SYNC, Plan, Server, running
+from benchmarks.servers import Server, running
 
 _CLIENTS = 64
 _START = 2
@@ -76,7 +77,7 @@ def _growing(directory: Path) -> contextlib.AbstractContextManager[Server]:
     return running(PREFORKD, Plan(workers=_START, most=_CLIENTS), directory)
 
 
-def scenario(run: Run) -> str:
+def scenario(run: Run) -> report.Section:
     """Runs it and returns its section of the report."""
     grown, fixed = f"preforkd {_START} → {_CLIENTS}", f"gunicorn sync, {_CLIENTS} fixed"
     curves: dict[tuple[str, str], list[_Curve]] = defaultdict(list)
@@ -103,12 +104,27 @@ def scenario(run: Run) -> str:
         for (work, who), found in curves.items()
     ]
     head = ("64 clients at once", "", "full after, ms", "requests/s, last 0.5 s", "longest, ms", "failed", "processes")
-    return (
+    text = (
         f"### Growth under a sudden load\n\nThe application blocks for {apps.WAIT * 1000:.0f} ms: {_CLIENTS} workers "
         f"can answer {_CEILING:.0f} requests a second. Full is {_FULL:.0%} of that over {_TOGETHER} windows of "
         f"{_WINDOW * 1000:.0f} ms ({_TOGETHER * _WINDOW * 1000:.0f} ms is the least that can be measured). "
         f"{max(map(len, curves.values()))} rounds of {run.effort.growth_seconds} s.\n\n{report.table(head, rows)}"
     )
+    # Never is null: JSON has no infinity (RFC 8259, section 6).
+    data = {
+        f"{who}, {work}": [
+            {
+                "full_after_ms": None if curve.full_after == math.inf else round(curve.full_after * 1000),
+                "requests_per_second": curve.rate,
+                "longest_ms": round(curve.longest * 1000, 1),
+                "failed": curve.failed,
+                "processes": curve.processes,
+            }
+            for curve in found
+        ]
+        for (work, who), found in curves.items()
+    }
+    return report.Section(text, data)
 
 
 def _time(values: list[float]) -> str:

@@ -11,9 +11,12 @@ from collections import defaultdict
 
 from benchmarks import measure, report
 from benchmarks.load import Request, Sample, ask, drive
+from benchmarks.peers import GTHREAD, PREFORKD, SYNC, Plan
 from benchmarks.run import Run, rotated
-from benchmarks.servers import GTHREAD, PEERS, PREFORKD, SYNC, Plan, Server, running
+from benchmarks.servers import Server, running
 
+#: The servers whose life is compared.
+_PEERS = (PREFORKD, SYNC, GTHREAD)
 _PROCESSES = 2
 #: Clients of each kind (keep-alive, one connection each) during reloads, and their pause between two requests: a load
 #: that leaves the processors time for what is measured.
@@ -23,41 +26,56 @@ _PAUSE = 0.002
 _PATIENCE = 10.0
 
 
-def scenario(run: Run) -> str:
+def scenario(run: Run) -> report.Section:
     """Runs it and returns its section of the report."""
     starts: dict[str, list[float]] = defaultdict(list)
     kills: dict[str, list[float]] = defaultdict(list)
     failed: dict[str, int] = {}
     worst: dict[str, list[float]] = defaultdict(list)
     for number in run.rounds(run.effort.life_rounds):
-        for peer in rotated(PEERS, number):
+        for peer in rotated(_PEERS, number):
             # One worker: nobody else could answer before the replacement does.
             with running(peer, Plan(workers=1), run.directory) as server:
                 starts[peer].append(server.first_answer)
                 kills[peer].append(_kill(server))
-    for peer in PEERS:
+    for peer in _PEERS:
         with running(peer, Plan(workers=_PROCESSES), run.directory) as server:
             failed[peer], worst[peer] = _reload(server, run.effort.reloads)
     idle = _idle(run)
 
     def row(label: str, values: dict[str, list[float]], digits: int = 0) -> tuple[str, ...]:
-        cells = (report.spread(values[peer], digits, 1000) for peer in PEERS)
+        cells = (report.spread(values[peer], digits, 1000) for peer in _PEERS)
         return (label, *cells, report.ratio((values[SYNC], values[GTHREAD]), values[PREFORKD]))
 
     rows = (
         row("start to the first answer, ms", starts),
         row("kill -9 of the only worker until its replacement answers, ms", kills),
-        (f"{run.effort.reloads} reloads (HUP) under load: failed requests", *(str(failed[peer]) for peer in PEERS), ""),
+        (
+            f"{run.effort.reloads} reloads (HUP) under load: failed requests",
+            *(str(failed[peer]) for peer in _PEERS),
+            "",
+        ),
         row("their worst latency, ms", worst, 1),
-        ("wake-ups a second, idle, all processes", *(f"{idle[peer]:.1f}" for peer in PEERS), ""),
+        ("wake-ups a second, idle, all processes", *(f"{idle[peer]:.1f}" for peer in _PEERS), ""),
     )
-    return (
+    text = (
         f"### Life\n\n{len(starts[PREFORKD])} starts and kills with 1 worker; reloads and idleness with {_PROCESSES} "
         f"workers. Load during reloads: {_KIND} clients that keep their connection and {_KIND} that do not, "
         f"{_PAUSE * 1000:.0f} ms between an answer and the next request; the worst latency of the clients during each "
         f"reload. Idle: {run.effort.idle_seconds:.0f} s.\n\n"
-        + report.table(("", *PEERS, "best gunicorn / preforkd"), rows)
+        + report.table(("", *_PEERS, "best gunicorn / preforkd"), rows)
     )
+    data = {
+        peer: {
+            "start_ms": [round(value * 1000, 1) for value in starts[peer]],
+            "replacement_ms": [round(value * 1000, 1) for value in kills[peer]],
+            "reloads_failed": failed[peer],
+            "reloads_worst_ms": [round(value * 1000, 1) for value in worst[peer]],
+            "idle_wakeups_per_second": idle[peer],
+        }
+        for peer in _PEERS
+    }
+    return report.Section(text, data)
 
 
 def _who(server: Server) -> int:
@@ -132,7 +150,7 @@ def _worst(samples: list[Sample], began: float, ended: float) -> float:
 def _idle(run: Run) -> dict[str, float]:
     """Wake-ups a second of each peer; they are idle side by side."""
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(running(peer, Plan(workers=_PROCESSES), run.directory)) for peer in PEERS]
+        servers = [stack.enter_context(running(peer, Plan(workers=_PROCESSES), run.directory)) for peer in _PEERS]
         # Until what follows a start is over, and kept connections have timed out.
         time.sleep(1.0)
         before = {server.name: measure.switches(server.pid) for server in servers}

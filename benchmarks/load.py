@@ -6,6 +6,7 @@ of our own that notes the begin and the end of every request, for questions that
 
 from __future__ import annotations
 
+import itertools
 import json
 import select
 import shutil
@@ -35,6 +36,13 @@ BROWSER = {
     "Priority": "u=0, i",
 }
 
+#: In a path or a field's value: a number that no two requests of a run share.
+NUMBER = "{n}"
+#: Where a page of the browser's is another one each time, and its session, too.
+VARIED = {**BROWSER, "Referer": f"http://127.0.0.1/orders/{NUMBER}", "Cookie": f"session=eyJ1c2VyIjoiNDIifQ.{NUMBER}"}
+
+_numbers = itertools.count()
+
 _SCRIPT = """\
 done = function(summary, latency, requests)
   local e = summary.errors
@@ -43,20 +51,34 @@ done = function(summary, latency, requests)
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), failed))
 end
 """
+#: The parts between the numbers; put together by concatenation, which costs wrk less than its own formatting.
+_VARIED = """\
+local n = %d
+request = function()
+  n = n + 1
+  return %s
+end
+"""
 _POST = 'wrk.method = "POST"\nwrk.body = string.rep("x", %d)\n'
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked, again and again. ``posted`` is the size of its body, bytes."""
+    """What is asked, again and again: ``path`` and the fields' values may hold `NUMBER`. ``posted`` is the size of its
+    body, bytes."""
 
     path: str = "/"
     fields: tuple[tuple[str, str], ...] = ()
     keep: bool = True
     posted: int = 0
 
+    @property
+    def varied(self) -> bool:
+        """Whether no two of these requests are the same."""
+        return NUMBER in self.path or any(NUMBER in value for _, value in self.fields)
+
     def encoded(self, port: int) -> bytes:
-        """The request as it goes over the wire."""
+        """The request as it goes over the wire, but for `NUMBER`."""
         lines = [f"{'POST' if self.posted else 'GET'} {self.path} HTTP/1.1", f"Host: 127.0.0.1:{port}"]
         lines += [f"{name}: {value}" for name, value in self.fields]
         if not self.keep:
@@ -85,9 +107,9 @@ def throughput(port: int, request: Request, clients: int, seconds: int) -> Throu
 def _wrk(port: int, request: Request, clients: int, seconds: int) -> Throughput:
     assert WRK is not None
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
-        script = Path(directory, "script.lua")
-        script.write_text((_POST % request.posted if request.posted else "") + _SCRIPT)
-        argv = [WRK, "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script)]
+        file = Path(directory, "script.lua")
+        file.write_text(script(request, port))
+        argv = [WRK, "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "-s", str(file)]
         for name, value in request.fields:
             argv += ["-H", f"{name}: {value}"]
         if not request.keep:
@@ -98,6 +120,18 @@ def _wrk(port: int, request: Request, clients: int, seconds: int) -> Throughput:
     return Throughput(
         found["requests"], found["us"] / 1e6, found["p50"] / 1e6, found["p99"] / 1e6, int(found["failed"])
     )
+
+
+def script(request: Request, port: int) -> str:
+    """What wrk runs, in Lua."""
+    if request.varied:
+        parts = (
+            '"' + "".join(f"\\{byte:03d}" for byte in part) + '"'
+            for part in request.encoded(port).split(NUMBER.encode())
+        )
+        # Every process of wrk begins elsewhere, so that a server sees nothing twice.
+        return _VARIED % (next(_numbers) * 10_000_000, " .. n .. ".join(parts)) + _SCRIPT
+    return (_POST % request.posted if request.posted else "") + _SCRIPT
 
 
 def _own(port: int, request: Request, clients: int, seconds: int) -> Throughput:
@@ -170,12 +204,69 @@ def drive(
     return samples
 
 
+def arrive(
+    port: int, request: Request, rate: float, seconds: float, patience: float, *, samples: list[Sample] | None = None
+) -> list[Sample]:
+    """Open-loop load: clients arrive at a constant rate, whatever the server does, each with one request.
+
+    One that has no answer after ``patience`` closes its connection and goes; its failure is `LATE`. Returns when the
+    last has gone: at most ``seconds`` + ``patience`` after the begin.
+
+    Args:
+        port: Of the loopback device.
+        request: The same for all.
+        rate: Clients a second.
+        seconds: How long they arrive.
+        patience: How long each waits for its answer from its arrival, seconds.
+        samples: Where they go, for a thread that looks on; else a new list.
+    """
+    samples = [] if samples is None else samples
+    began = now = time.monotonic()
+    total = int(rate * seconds)
+    arrived = 0
+    waiting: deque[tuple[float, _Client]] = deque()
+    with select.epoll() as poll:
+        clients: dict[int, _Client] = {}
+        try:
+            while arrived < total or waiting:
+                while arrived < total and began + arrived / rate <= now:
+                    client = _Client(port, request, poll, clients)
+                    client.begin()
+                    # Counted from its own begin: what gives up has waited that long.
+                    waiting.append((time.monotonic() + patience, client))
+                    arrived += 1
+                while waiting and (waiting[0][0] <= now or not waiting[0][1].busy):
+                    _, client = waiting.popleft()
+                    if client.busy:
+                        samples.append(client.gives_up())
+                if arrived == total and not waiting:
+                    break
+                next_one = began + arrived / rate if arrived < total else now + patience
+                until = min(next_one, waiting[0][0] if waiting else next_one)
+                for descriptor, _ in poll.poll(max(0.0, until - now)):
+                    client = clients[descriptor]
+                    sample = client.advance()
+                    if sample is not None:
+                        samples.append(sample)
+                        client.close()
+                now = time.monotonic()
+        finally:
+            for client in list(clients.values()):
+                client.close()
+    return samples
+
+
+#: The failure of a client that has waited long enough.
+LATE = "no answer in time"
+
+
 class _Client:
-    """One client of `drive`: a connection, and a request on it or not."""
+    """One client of `drive` or `arrive`: a connection, and a request on it or not."""
 
     def __init__(self, port: int, request: Request, poll: select.epoll, clients: dict[int, _Client]) -> None:
         self._address = ("127.0.0.1", port)
         self._bytes = request.encoded(port)
+        self._varied = request.varied
         self._keep = request.keep
         self._poll = poll
         self._clients = clients
@@ -189,6 +280,8 @@ class _Client:
         """Sends the next request, over a new connection if need be."""
         self._began = time.monotonic()
         self._unsent = self._bytes
+        if self._varied:
+            self._unsent = self._bytes.replace(NUMBER.encode(), b"%d" % next(_numbers))
         self._buffer = b""
         self._end = 0
         if self._socket is not None and not self._still_open():
@@ -201,6 +294,15 @@ class _Client:
             self._poll.register(self._socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
         else:
             self._poll.modify(self._socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it waits for an answer."""
+        return bool(self._began)
+
+    def gives_up(self) -> Sample:
+        """Goes without an answer."""
+        return self._ended(LATE)
 
     def _still_open(self) -> bool:
         """False if the server has closed the connection meanwhile, which is its right between two requests."""
@@ -264,14 +366,30 @@ def _length(head: bytes) -> int:
 
 def ask(port: int, path: str = "/", timeout: float = 5.0) -> bytes | None:
     """The body of one answer over a connection of its own; None if there was none with status 200."""
+    answer = _one(port, path, timeout)
+    return answer.partition(b"\r\n\r\n")[2] if answer[9:12] == b"200" else None
+
+
+def closes(port: int, path: str = "/", timeout: float = 5.0) -> bool:
+    """Whether a client that asks for it is told that the connection ends with this answer (RFC 9112, section 9.6)."""
+    return b"\r\nconnection: close\r\n" in _one(port, path, timeout).partition(b"\r\n\r\n")[0].lower() + b"\r\n"
+
+
+def _one(port: int, path: str, timeout: float) -> bytes:
+    """One complete answer, or as much of it as there is; not every server closes then, though it is told to."""
+    answer = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout) as connection:
             connection.settimeout(timeout)
             connection.sendall(Request(path, keep=False).encoded(port))
-            answer = b""
-            while data := connection.recv(65536):
+            while not _complete(answer) and (data := connection.recv(65536)):
                 answer += data
     except OSError:
-        return None
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return body if head[9:12] == b"200" else None
+        pass
+    return answer
+
+
+def _complete(answer: bytes) -> bool:
+    """False also where only the end of the connection tells (RFC 9112, section 6.3)."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    return bool(end) and b"\r\ncontent-length:" in head.lower() and len(body) >= _length(head + end)

@@ -9,8 +9,9 @@ from collections import Counter
 
 from benchmarks import measure, report
 from benchmarks.load import Request, Sample, drive
+from benchmarks.peers import PREFORKD, ROOT, SYNC, Plan
 from benchmarks.run import Run
-from benchmarks.servers import PREFORKD, ROOT, SYNC, Plan, Server, running
+from benchmarks.servers import Server, running
 
 #: Clients for each worker: more than one, so that none of them is ever without work.
 _CLIENTS = 2
@@ -26,7 +27,7 @@ _ROWS = (
 )
 
 
-def scenario(run: Run) -> str:
+def scenario(run: Run) -> report.Section:
     """Runs it and returns its section of the report."""
     database = run.directory / "orders.sqlite"
     environment = {"BENCHMARK_DATABASE": str(database)}
@@ -34,6 +35,7 @@ def scenario(run: Run) -> str:
         subprocess.run([sys.executable, "-m", "benchmarks.orm"], cwd=ROOT, env=environment, check=True, timeout=30)
     workers = run.effort.memory_workers
     rows: list[tuple[str, ...]] = []
+    data: dict[str, dict[str, float]] = {}
     ours = 0.0
     for label, peer, preload, warmup in _ROWS:
         if rows and run.late():
@@ -48,12 +50,14 @@ def scenario(run: Run) -> str:
             used = measure.memory(server.pid) / 2**20
         ours = ours or used
         shares = _shares(samples, workers)
+        data[label] = {"start_mib": round(born, 1), "used_mib": round(used, 1), "calls": sum(shares)}
         rows.append((label, f"{born:.0f}", f"**{used:.0f}**", f"{used / ours:.2f}", f"{min(shares)}-{max(shares)}"))
     head = ("PSS of the whole tree, MiB", "after the start and one request", "after", "ratio", "calls of a worker")
-    return (
+    text = (
         f"### Memory\n\nFlask and SQLAlchemy's ORM, {workers} workers, at most {workers * run.effort.calls} calls, "
         f"one connection each; one round.\n\n{report.table(head, rows)}"
     )
+    return report.Section(text, data)
 
 
 def _use(run: Run, server: Server) -> list[Sample]:

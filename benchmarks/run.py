@@ -25,6 +25,7 @@ class Effort:
         memory_workers, calls: Workers in the scenario `memory`, and requests for each of them.
         growth_rounds, growth_seconds: Rounds of `growth`, and how long the load lasts.
         life_rounds, reloads: Starts and kills in the scenario `life`, and reloads under load.
+        overload_rounds, overload_seconds: Rounds of `overload`, and of how many seconds the clients are counted.
         idle_seconds: How long idle servers are watched.
         limit: How long the whole run may take, about, in seconds; see `Run.late`.
         calm: How long the whole run may wait for a quiet machine, seconds.
@@ -39,14 +40,16 @@ class Effort:
     growth_seconds: float
     life_rounds: int
     reloads: int
+    overload_rounds: int
+    overload_seconds: float
     idle_seconds: float
     limit: float
     calm: float
     thorough: bool
 
 
-FULL = Effort(5, 1, 8, 2000, 3, 2.5, 7, 5, 5.0, limit=215.0, calm=20.0, thorough=True)
-QUICK = Effort(1, 1, 3, 50, 1, 1.5, 1, 2, 1.0, limit=38.0, calm=0.0, thorough=False)
+FULL = Effort(5, 1, 8, 2000, 3, 2.5, 7, 5, 2, 2.0, 5.0, limit=660.0, calm=20.0, thorough=True)
+QUICK = Effort(1, 1, 3, 50, 1, 1.5, 1, 2, 1, 1.0, 1.0, limit=90.0, calm=0.0, thorough=False)
 
 
 @dataclass(slots=True)

@@ -1,8 +1,4 @@
-"""The peers: how each is started with a configuration that does it justice, and ended for certain.
-
-All get the same interpreter, application, number of processes, backlog and time limits, and an access log only where
-that is what is measured. Everything listens on the loopback device.
-"""
+"""Servers as processes: started from a `Plan`, waited for, and ended for certain. All listen on the loopback device."""
 
 from __future__ import annotations
 
@@ -12,25 +8,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import measure
+from benchmarks import apps, measure
 from benchmarks.load import ask
+from benchmarks.peers import PEERS, ROOT, Place, Plan
 
-ROOT = Path(__file__).resolve().parent.parent
-
-PREFORKD = "preforkd"
-SYNC = "gunicorn sync"
-GTHREAD = "gunicorn gthread"
-PEERS = (PREFORKD, SYNC, GTHREAD)
-
-#: Threads of a gthread worker; of 1, 2, 4 and 8 the best in a trial with keep-alive clients.
-_GTHREADS = 4
-_BACKLOG = 2048
 #: How long a server may take to start, and to stop before it is killed, seconds.
 _PATIENCE = 20.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -38,29 +24,6 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 class ServerFailed(Exception):
     """A server did not start, or did not do what it was told; the text holds the end of its log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How a server shall serve.
-
-    Attributes:
-        app: Module and attribute, ``module:attribute``.
-        workers: Processes at the start, which all peers but an adaptive preforkd keep.
-        most: preforkd may grow up to so many; 0 is a pool of fixed size.
-        access_log: Write one into the server's directory.
-        preload: Load the application before forking (gunicorn; preforkd does it anyway).
-        warmup: Paths that preforkd requests before it forks.
-        environment: More variables for the application.
-    """
-
-    app: str = "benchmarks.apps:application"
-    workers: int = 2
-    most: int = 0
-    access_log: bool = False
-    preload: bool = False
-    warmup: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,45 +50,14 @@ def free_port() -> int:
     return port
 
 
-def _preforkd(plan: Plan, port: int, directory: Path) -> list[str]:
-    workers = f"start: {plan.workers}, max: {plan.most or plan.workers}"
-    if plan.most:
-        workers += f", min_spare: {plan.workers}"
-    file = directory / "preforkd.yaml"
-    file.write_text(
-        f"""\
-pid_file: {directory}/preforkd.pid
-control: {directory}/control.sock
-log:
-  errors: {directory}/log
-  access: {directory / "access.log" if plan.access_log else "off"}
-pools:
-  bench:
-    listen: 127.0.0.1:{port}
-    app: {plan.app}
-    directory: {ROOT}
-    warmup: [{", ".join(plan.warmup)}]
-    workers: {{{workers}}}
-    timeouts: {{request: 30s}}
-    limits: {{backlog: {_BACKLOG}}}
-"""
-    )
-    return [sys.executable, "-m", "preforkd", "run", str(file)]
-
-
-def _gunicorn(plan: Plan, port: int, directory: Path, kind: str) -> list[str]:
-    argv = [sys.executable, "-m", "gunicorn", plan.app, "--bind", f"127.0.0.1:{port}", "--chdir", str(ROOT)]
-    argv += ["--workers", str(plan.workers), "--worker-class", kind, "--backlog", str(_BACKLOG)]
-    argv += ["--timeout", "30", "--keep-alive", "5", "--error-logfile", str(directory / "log")]
-    # Its heartbeat is a file; on a slow disk the worker would wait for it, says its documentation.
-    argv += ["--worker-tmp-dir", "/dev/shm", "--no-control-socket"]
-    if kind == "gthread":
-        argv += ["--threads", str(_GTHREADS)]
-    if plan.access_log:
-        argv += ["--access-logfile", str(directory / "access.log")]
-    if plan.preload:
-        argv += ["--preload"]
-    return argv
+def _documents(directory: Path) -> Path:
+    """The files that are served, below the directory of the run; made once."""
+    documents = directory / "documents"
+    if not documents.exists():
+        documents.mkdir()
+        (documents / "hello.txt").write_bytes(apps.HELLO)
+        (documents / "file.txt").write_bytes(b"x" * apps.FILE)
+    return documents
 
 
 @contextlib.contextmanager
@@ -135,16 +67,14 @@ def running(name: str, plan: Plan, directory: Path) -> Iterator[Server]:
     Raises:
         ServerFailed: It did not start.
     """
+    documents = _documents(directory)
     directory = directory / f"{name.replace(' ', '-')}-{time.monotonic_ns()}"
     directory.mkdir()
     port = free_port()
-    argv = (
-        _preforkd(plan, port, directory)
-        if name == PREFORKD
-        else _gunicorn(plan, port, directory, name.removeprefix("gunicorn "))
-    )
+    argv = PEERS[name].command(plan, Place(port, directory, documents))
     log = directory / "log"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **plan.environment}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BENCHMARK_FILE": str(documents / "file.txt")}
+    environment |= plan.environment
     started = time.monotonic()
     with open(directory / "output", "wb") as output:
         process = subprocess.Popen(

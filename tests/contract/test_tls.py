@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from preforkd.config import Limits, Listen, Timeouts
+from preforkd.config import Body, Limits, Listen, Timeouts
 from preforkd.errors import ExitCode
 from preforkd.tls import ServerTls, server_tls
 from tests.contract.bench import PATIENCE, Client, Response, Worker
@@ -316,7 +316,7 @@ def test_a_session_goes_on_with_another_worker(
 
 
 def test_every_orderly_end_is_announced(secure: Secure, join: Join) -> None:
-    worker = secure(timeouts=Timeouts(keepalive=0.2))
+    worker = secure(timeouts=Timeouts(keepalive=0.2), body=Body(buffer=0))
     for path in ("/", "/stream"):
         client = join()
         assert client.get(path, headers="Connection: close\r\n").status == 200
@@ -352,7 +352,7 @@ def test_an_answer_that_is_cut_short_is_not_announced(secure: Secure, join: Join
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_body_that_is_cut_off_is_an_error(secure: Secure, join: Join, announced: bool) -> None:
-    worker = secure()
+    worker = secure(body=Body(buffer=0))  # read by the application itself
     client = join()
     client.send(b"POST /echo HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\nfive.")
     worker.wait_for("started")

@@ -289,7 +289,8 @@ class _Call:
             exchange.write(block, len(block) if single else total)
             if exchange.bodiless:
                 break  # nothing more can be sent; an endless generator must not run for a HEAD
-        self._require_start()
+        if not self._started:
+            self._require_start()
 
     def _require_start(self) -> None:
         if not self._started:

@@ -111,6 +111,8 @@ class Exchange:
     keep_alive = False
     #: The head is on its way; nothing else can be answered any more.
     committed = False
+    #: Nothing that is written will be sent, because the method or the status has no body; known once it is committed.
+    bodiless = False
     finished = False
     #: The answer is cut short; the connection must end in a way that the client notices.
     aborted = False
@@ -281,11 +283,6 @@ class Exchange:
         assert not self.committed
         self.head = CheckedHead(status, headers)
 
-    @property
-    def bodiless(self) -> bool:
-        """True if nothing that is written will be sent: the method or the status has no body."""
-        return self.request.method == "HEAD" or (self.head is not None and self.head.bodiless)
-
     def _commit(self, total: int | None) -> bytes:
         """Decides how the answer is framed and returns its head's bytes. ``total``: the body's length, if known."""
         head = self.head
@@ -293,6 +290,7 @@ class Exchange:
         request = self.request
         length = head.length if head.length is not None else total
         if request.method == "HEAD" or head.bodiless:
+            self.bodiless = True
             if head.length is None and not (total and not head.bodiless):
                 # What a GET would have had is not known here.
                 length = None

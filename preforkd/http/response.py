@@ -59,6 +59,8 @@ _KINDS = {"content-length": _CONTENT_LENGTH, "date": _DATE, "server": _SERVER_NA
 _known: dict[tuple[str, str], tuple[int, bytes]] = {}
 _KNOWN_MAX = 512
 _KNOWN_LENGTH = 256
+#: How many statuses are remembered; there are not many.
+_STARTS_MAX = 64
 
 
 def _check(field: tuple[str, str]) -> tuple[int, bytes]:
@@ -94,14 +96,31 @@ def _check(field: tuple[str, str]) -> tuple[int, bytes]:
     return kind, line
 
 
+#: Status lines that passed the check -> how they are sent, the number, and whether there is no body.
+_statuses: dict[str, tuple[str, int, bool]] = {}
+
+
+def _check_status(status: str) -> tuple[str, int, bool]:
+    if type(status) is not str or not _STATUS.fullmatch(status):
+        raise BadResponse(f"the status must be a string like '200 OK', not {status!r}")
+    code = int(status[:3])
+    # RFC 9110, 15.3.5, 15.3.6 and 15.4.5.
+    known = status if len(status) > 3 else status + " ", code, code in (204, 205, 304)
+    if len(_statuses) >= _STARTS_MAX:
+        _statuses.clear()
+    _statuses[status] = known
+    return known
+
+
 class CheckedHead:
     """A status and header that may be sent as they are.
 
-    ``code`` is the status as a number, ``length`` the declared Content-Length or None, ``lines`` the fields as they go
+    ``code`` is the status as a number; ``bodiless`` is true if it has no body, whatever the application says;
+    ``length`` the declared Content-Length or None, ``lines`` the fields as they go
     out (without a Content-Length). Immutable by convention.
     """
 
-    __slots__ = ("_fields", "code", "dated", "length", "lines", "server_named", "status")
+    __slots__ = ("_fields", "bodiless", "code", "dated", "length", "lines", "server_named", "status")
 
     def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
         """Checks what an application handed to start_response.
@@ -109,10 +128,10 @@ class CheckedHead:
         Raises:
             BadResponse: It cannot be sent.
         """
-        if type(status) is not str or not _STATUS.fullmatch(status):
-            raise BadResponse(f"the status must be a string like '200 OK', not {status!r}")
-        self.status = status if len(status) > 3 else status + " "
-        self.code = int(status[:3])
+        try:
+            self.status, self.code, self.bodiless = _statuses[status]
+        except (KeyError, TypeError):
+            self.status, self.code, self.bodiless = _check_status(status)
         self.length: int | None = None
         self.dated = False
         self.server_named = False
@@ -141,15 +160,9 @@ class CheckedHead:
         """The fields as the application gave them, without a Content-Length."""
         return [field for field in self._fields if field[0].lower() != "content-length"]
 
-    @property
-    def bodiless(self) -> bool:
-        """True for a status that has no body, whatever the application says (RFC 9110, 15.3.5, 15.3.6 and 15.4.5)."""
-        return self.code in (204, 205, 304)
-
 
 #: Status -> the second, and how a head with this status begins in it: with Server and Date.
 _starts: dict[str, tuple[int, bytes]] = {}
-_STARTS_MAX = 64
 
 
 def _start(status: str) -> bytes:

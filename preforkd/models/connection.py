@@ -149,10 +149,14 @@ class Connection:
 
     def send(self, pieces: Sequence[bytes]) -> None:
         """Sends all, waiting for a slow client as long as its pace allows; see `preforkd.http.Transport.send`."""
-        if len(pieces) == 1:
-            self._send(pieces[0])
-        elif len(pieces[1]) <= _JOIN and (len(pieces) == 2 or sum(map(len, pieces)) <= _JOIN):
-            self._send(b"".join(pieces))
+        if len(pieces) == 1 or sum(map(len, pieces)) <= _JOIN:
+            data = b"".join(pieces)
+            try:
+                sent = os.write(self.fd, data)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(data):
+                self._send(memoryview(data)[sent:])
         else:
             try:
                 sent = os.writev(self.fd, pieces)

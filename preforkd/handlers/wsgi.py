@@ -175,8 +175,11 @@ class WSGI:
 
 def _environ_of_fields(headers: list[tuple[bytes, bytes]]) -> Environ:
     environ: Environ = {}
+    known = _keys.get
     for name, value in headers:
-        key = _key(name)
+        key = known(name)
+        if key is None:
+            key = _key(name)
         if not key:
             continue
         text = value.decode("latin-1")
@@ -199,17 +202,15 @@ def _key(name: bytes) -> str:
     beside `X-User`); Apache and nginx drop it as well. `Proxy` would become HTTP_PROXY, which libraries take for their
     own configuration (CVE-2016-5385).
     """
-    key = _keys.get(name)
-    if key is None:
-        upper = name.decode("ascii").upper().replace("-", "_")
-        if b"_" in name or upper == "PROXY":
-            key = ""
-        elif upper in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-            key = upper
-        else:
-            key = "HTTP_" + upper
-        if len(_keys) < _KEYS_MAX:
-            _keys[name] = key
+    upper = name.decode("ascii").upper().replace("-", "_")
+    if b"_" in name or upper == "PROXY":
+        key = ""
+    elif upper in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        key = upper
+    else:
+        key = "HTTP_" + upper
+    if len(_keys) < _KEYS_MAX:
+        _keys[name] = key
     return key
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import cpu, growth, life, load, measure, memory, overload, peers, report, servers
+from benchmarks import cpu, growth, life, load, measure, memory, overload, peers, report, servers, stages
 from benchmarks.run import FULL, QUICK, QUIET, Run
 
 #: Each with the part of the whole time that may have passed when it begins its last round.
@@ -23,7 +23,8 @@ _SCENARIOS: dict[str, tuple[Callable[[Run], report.Section], float]] = {
     "memory": (memory.scenario, 0.8),
     "growth": (growth.scenario, 0.86),
     "life": (life.scenario, 0.93),
-    "overload": (overload.scenario, 1.0),
+    "overload": (overload.scenario, 0.99),
+    "stages": (stages.scenario, 1.0),
 }
 _DOCUMENT = peers.ROOT / "docs" / "benchmarks.md"
 _PICTURE = _DOCUMENT.with_suffix(".svg")

@@ -59,7 +59,10 @@ CHUNK = st.tuples(
     mostly(b"abc", b"0123456789", b"0\r\n", b"ab", b"abcd"),
     EOL,
 ).map(b"".join)
-LAST = st.tuples(mostly(b"0", b"00", b"0;a"), EOL, st.lists(FIELD, max_size=2).map(b"".join), EOL).map(b"".join)
+# No fields of framing among the trailers: here they are dropped like all of them, whatever they say (RFC 9110, 6.5.1),
+# while h11 reads them as if they stood in the header, and refuses some.
+TRAILER = st.tuples(mostly(b"X-A", b"X_A", b"Trailer"), COLON, BLANK, VALUE, BLANK, EOL).map(b"".join)
+LAST = st.tuples(mostly(b"0", b"00", b"0;a"), EOL, st.lists(TRAILER, max_size=2).map(b"".join), EOL).map(b"".join)
 CODED = st.tuples(
     st.sampled_from([b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"]),
     st.lists(CHUNK, max_size=3).map(b"".join),

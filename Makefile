@@ -4,6 +4,7 @@
 #   make test       check the code and run every test, on every Python of this machine
 #   make lint       only look at the code: ruff, mypy
 #   make bench      measure it beside its peers, into docs/benchmarks.md
+#   make fuzz       look for input that breaks the request parser, FUZZ seconds long
 #   make install    as root: the service, for systemctl start preforkd
 #   make clean      remove what the others made in this tree
 #
@@ -18,6 +19,8 @@ CONFIG ?= etc/preforkd.yaml
 TESTS  ?=
 # Less of a benchmark, as in: make bench BENCH=--quick
 BENCH  ?=
+# How long `make fuzz` looks, in seconds.
+FUZZ   ?= 300
 
 # Where `make install` puts things.
 PREFIX      ?= /opt/preforkd
@@ -35,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The recipes share one environment and one terminal.
 .NOTPARALLEL:
-.PHONY: help venv run test lint test-here test-others bench install clean
+.PHONY: help venv run test lint test-here test-others bench fuzz install clean
 
 help:
 	@sed -n '3,/^#$$/s/^#   //p' Makefile
@@ -78,6 +81,12 @@ test-others:
 bench:
 	@$(BOOTSTRAP) $(VENV) --extras bench
 	@exec $(VENV)/bin/python -m benchmarks $(BENCH)
+
+# atheris is a tool of its own, with a compiled libFuzzer in it: installed when it is asked for.
+fuzz:
+	@$(BOOTSTRAP) $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet atheris
+	@exec $(VENV)/bin/python tools/fuzz -max_total_time=$(FUZZ)
 
 # The service keeps its own copy, in an environment whose Python the workers can run once they have given up root. An
 # operator's files below $(ETCDIR) are never overwritten.

@@ -431,7 +431,7 @@ def _bad_coding(fields: list[tuple[bytes, bytes]]) -> tuple[int, str] | None:
     RFC 9112, 6.3, 4.3: if chunked is not the last coding the length is unknown: 400. If it is, but others come before
     it, the framing is clear and only the content is not understood: 501 (6.1).
     """
-    values = [value for name, value in fields if name.lower() == b"transfer-encoding"]
+    values = [value.strip(b" \t") for name, value in fields if name.lower() == b"transfer-encoding"]
     if not values or (len(values) == 1 and values[0].lower() == b"chunked"):
         return None
     codings = [coding.strip(b" \t").lower() for coding in b",".join(values).split(b",")]

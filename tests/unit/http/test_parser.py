@@ -106,6 +106,7 @@ REFUSED = {
     "TE empty": (post(b"Transfer-Encoding:"), 400),
     "TE quoted": (post(b'Transfer-Encoding: "chunked"'), 400),
     "TE vertical tab": (post(b"Transfer-Encoding: \x0bchunked"), 400),
+    "TE with a tab behind": (post(b"Transfer-Encoding: chunked\t", body=b"0\r\n\r\n"), 400),
     "TE in 1.0": (post(b"Transfer-Encoding: chunked", version=b"1.0", body=b"0\r\n\r\n"), 400),
     "bare LF after the line": (b"GET / HTTP/1.1\nHost: x\r\n\r\n", 400),
     "bare LF everywhere": (b"GET / HTTP/1.1\nHost: x\n\n", 400),

@@ -7,6 +7,7 @@ they are served, and so is `NEXT`.
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from preforkd import models
-from preforkd.config import Limits, Timeouts
+from preforkd.config import Body, Limits, Timeouts
 from preforkd.handlers.wsgi import WSGI
 from preforkd.http import Data, Event, RequestLimits, RequestParser
 from tests.contract.bench import Client, Worker
@@ -26,6 +27,9 @@ LIMITS = {"line": 200, "header": 600, "fields": 10, "body": 1000}
 NEXT = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 
 Row = tuple[int, str]
+
+#: Bodies are received before the application is called, or it reads them itself.
+BUFFERED, STREAMED = Body(), Body(buffer=0)
 
 
 def get(*lines: bytes, first: bytes = b"GET / HTTP/1.1") -> bytes:
@@ -245,7 +249,7 @@ REFUSED: dict[Row, list[bytes]] = {
     (400, "the authority of the request target is malformed"): [
         target(what) for what in (b"http://a@x/", b"http://:80/", b"http://x:a/", b"http://[::1/", b"http://x\\y/")
     ],
-    (421, "an https:// target is not served without TLS"): [target(b"https://x/"), target(b"HTTPS://x:443/")],
+    (421, "this connection is not for such a URL; make another"): [target(b"https://x/"), target(b"HTTPS://x:443/")],
     (400, "a request target has no fragment"): [target(b"/a#b"), target(b"/?a#b"), target(b"http://x/#b")],
     (400, "the path has a malformed percent escape"): [target(b"/%zz"), target(b"/%2"), target(b"/%"), target(b"/%-1")],
 }
@@ -319,6 +323,12 @@ ELSEWHERE: dict[Row, str] = {
     (400, "the client left before the end of its request"): "test_a_body_that_ends_too_early",
 }
 
+#: Rows that need a listener or a peer of another kind: their tests are in `test_tls` and `test_proxies`.
+OTHER_LISTENERS: set[Row] = {
+    (400, "this port speaks TLS; write https:// in the URL"),
+    (400, "what a proxy says of the client is malformed"),
+}
+
 #: Near misses: what the application sees as the body of each.
 ACCEPTED: dict[str, tuple[bytes, bytes]] = {
     "plain": (get(), b""),
@@ -364,7 +374,7 @@ def test_the_table_and_the_cases_have_the_same_rows() -> None:
     text = HTTP.read_text(encoding="utf-8")
     told = {(int(status), sentence) for status, sentence in re.findall(r"(?m)^\| (\d{3}) \| (.*?) \|", text)}
     # What follows "malformed: N" in the document is a remark about it.
-    assert told == REFUSED.keys() | REFUSED_BODIES.keys() | ELSEWHERE.keys()
+    assert told == REFUSED.keys() | REFUSED_BODIES.keys() | ELSEWHERE.keys() | OTHER_LISTENERS
     assert all(name in globals() for name in ELSEWHERE.values())
 
 
@@ -374,12 +384,14 @@ def echo(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [body]
 
 
-@pytest.fixture(scope="module", params=sorted(models.BUILT_IN))
+@pytest.fixture(scope="module", params=itertools.product(sorted(models.BUILT_IN), (BUFFERED, STREAMED)), ids=str)
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[Worker, socket.socket]]:
     """One worker for all cases: none of them may cost more than its connection."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         listener.setblocking(False)
-        with Worker([listener], WSGI(echo, pool="web"), model=request.param, limits=Limits(**LIMITS)) as worker:
+        model, body = request.param
+        handler = WSGI(echo, pool="web")
+        with Worker([listener], handler, model=model, limits=Limits(**LIMITS), body=body) as worker:
             yield worker, listener
 
 
@@ -422,7 +434,8 @@ def test_refused(served: tuple[Worker, socket.socket], row: Row, raw: bytes, cal
             client.send(piece)
         assert_refused(client.until_closed(), row)
     seen = requests_seen(worker, address)
-    assert len(seen) == calls, seen
+    # A body that is received first is refused before the application hears of it.
+    assert len(seen) == (calls if worker.pool.body == STREAMED else 0), seen
     assert not any("smuggled" in line for line in seen)
 
 

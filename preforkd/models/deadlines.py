@@ -49,9 +49,12 @@ class Deadlines(Generic[Waiter]):
 
     def renew(self, waiter: Waiter, now: float) -> None:
         """Puts a waiter at the end, whether it is there or not: it waits as long as this queue says from ``now`` on."""
-        queue = self._queue
-        queue[waiter] = self._latest = now + self.timeout
-        queue.move_to_end(waiter)
+        deadline = now + self.timeout
+        if deadline < self._latest:
+            self.add(waiter, deadline)
+            return
+        self._queue[waiter] = self._latest = deadline
+        self._queue.move_to_end(waiter)
 
     def discard(self, waiter: Waiter) -> float | None:
         """Takes a waiter out; returns its deadline, None if it was not there."""

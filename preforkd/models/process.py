@@ -258,16 +258,17 @@ class _Loop:
 
     def _poll(self) -> list[tuple[int, int]]:
         patience = self._patience()
-        if self._ctx.alarmed:
+        alarmed = self._ctx.alarmed
+        if alarmed:
             # Disarming costs a system call, and so does arming for the next request, which may be about to come.
             patience = _RESTLESS if patience is None else min(patience, _RESTLESS)
-            events = self._epoll.poll(patience, _BATCH)
-            if not events and patience:
-                self._ctx.rests()
-            return events
         if self._gate.doubtful:
-            return self._gate.poll(patience, _BATCH, self._resume_at == math.inf, time.monotonic)
-        return self._epoll.poll(patience, _BATCH)
+            events = self._gate.poll(patience, _BATCH, self._resume_at == math.inf, time.monotonic)
+        else:
+            events = self._epoll.poll(patience, _BATCH)
+        if alarmed and not events and patience:
+            self._ctx.rests()
+        return events
 
     def _receive_all(self, held: list[Connection]) -> None:
         """Several connections are readable. Who has to wait behind another is offered to siblings, first of all and

@@ -21,6 +21,7 @@ from preforkd.http import (
     End,
     Event,
     Exchange,
+    Memory,
     Peer,
     Refusal,
     Request,
@@ -72,9 +73,9 @@ LONG = st.sampled_from([b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\
 STREAM = st.lists(HEAD | CODED | LONG | NOISE, min_size=1, max_size=4).map(b"".join) | st.binary(max_size=200)
 
 
-def events(pieces: Iterable[bytes]) -> list[Event]:
+def events(pieces: Iterable[bytes], memory: Memory | None = None) -> list[Event]:
     """All events, with data that belongs together joined; what the parser keeps is bounded at every step."""
-    parser = RequestParser(LIMITS)
+    parser = RequestParser(LIMITS, b"", memory)
     found: list[Event] = []
     for piece in pieces:
         parser.feed(piece)
@@ -99,6 +100,51 @@ def test_events_do_not_depend_on_the_cut(raw: bytes, points: list[int]) -> None:
     assert events(cut(raw, points)) == whole
     assert events(raw[at : at + 1] for at in range(len(raw))) == whole
     assert [event for event in whole if isinstance(event, Refusal)] in ([], whole[-1:])
+
+
+@given(streams=st.lists(STREAM, min_size=1, max_size=6), points=st.lists(st.integers(0, 5000), max_size=4))
+def test_what_is_remembered_changes_nothing(streams: list[bytes], points: list[int]) -> None:
+    """Parsers of many connections share a memory; each says what it would say alone."""
+    memory = Memory()
+    for raw in streams * 2:
+        alone = events([raw])
+        assert events([raw], memory) == alone
+        assert events(cut(raw, points), memory) == alone
+
+
+#: The parts of heads that the memory takes apart, good and bad, so that each meets the others.
+_LINES = [
+    b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"get / HTTP/1.1", b"PRI * HTTP/1.1", b"OPTIONS * HTTP/1.1",
+    b"GET /%zz HTTP/1.1", b"GET /#a HTTP/1.1", b"GET http://y/ HTTP/1.1", b"GET https://y/ HTTP/1.1",
+    b"CONNECT x:1 HTTP/1.1", b"CONNECT / HTTP/1.1", b"POST /a?b HTTP/1.1", b"POST / HTTP/1.0", b"NOPE / HTTP/1.1",
+    b"GET /" + b"a" * 190 + b" HTTP/1.1", b"GET x HTTP/1.1", b"SOURCE / HTTP/1.1", b"DESCRIBE / HTTP/1.1",
+]  # fmt: skip
+_BLOCKS = [
+    b"Host: x\r\n", b"", b"Host: x\r\nHost: x\r\n", b"Host: x\r\nContent-Length: 0\r\n",
+    b"Host: x\r\nContent-Length: 3\r\n", b"Host: x\r\nTransfer-Encoding: chunked\r\n",
+    b"Host: x\r\nConnection: close\r\n",
+    b"Host: x\r\nExpect: 100-continue\r\n", b"Host: x\r\nExpect: other\r\n",
+    b"Host: x\r\nUpgrade: h2c\r\nConnection: upgrade\r\n",
+    b"Host: x\r\nX_A: 1\r\nX-A: 1\r\n", b"Host: x\r\n" + b"A: b\r\n" * 9, b"Host: x\r\n" + b"A: b\r\n" * 10,
+    b"Host: x\r\nA: " + b"b" * 570 + b"\r\n", b"Host: x\r\nA: " + b"b" * 590 + b"\r\n",
+]  # fmt: skip
+
+
+def test_every_line_with_every_block_after_all_others() -> None:
+    memory = Memory()
+    heads = [line + b"\r\n" + block + b"\r\n" for line in _LINES for block in _BLOCKS]
+    for head in heads * 2:
+        assert events([head + b"abc0\r\n\r\n"], memory) == events([head + b"abc0\r\n\r\n"])
+        assert events([head], memory) == events([head])
+
+
+def test_every_byte_of_a_target_means_the_same_where_the_fields_are_known() -> None:
+    memory = Memory()
+    events([b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], memory)
+    for byte in range(0x21, 0x7F):
+        for target in (b"/%c", b"/a%cb", b"/?%c", b"/a?b%c", b"//%c"):
+            head = b"GET " + target % byte + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+            assert events([head], memory) == events([head]), head
 
 
 @given(piece=st.binary(min_size=1, max_size=40) | CHUNK | FIELD, head=st.sampled_from([b"", b"GET / HTTP/1.1\r\n"]))

@@ -26,6 +26,11 @@ class Against(RuleBasedStateMachine):
         self.queue.add(waiter, deadline)
         self.plain[waiter] = deadline
 
+    @rule(waiter=WAITERS, now=TIMES)
+    def renew(self, waiter: int, now: float) -> None:
+        self.queue.renew(waiter, now)
+        self.plain[waiter] = now + 5
+
     @rule(waiter=WAITERS)
     def discard(self, waiter: int) -> None:
         assert self.queue.discard(waiter) == self.plain.pop(waiter, None)

@@ -97,13 +97,15 @@ class Porter:
             self._asleep = False
             os.eventfd_write(self._bell, 1)
 
-    def end(self) -> None:
-        """It is over: from now on the parked connections are the main thread's again."""
+    def end(self) -> bool:
+        """It is over: from now on the parked connections are the main thread's again. True if the porter was at it."""
         self._serial += 1
-        if self._engaged:
-            os.eventfd_write(self._over, 1)
-            with self._lock:
-                pass  # whatever it was at is finished
+        if not self._engaged:
+            return False
+        os.eventfd_write(self._over, 1)
+        with self._lock:
+            pass  # whatever it was at is finished
+        return True
 
     # -- the porter ---------------------------------------------------------------------------------------------------
 
@@ -116,8 +118,10 @@ class Porter:
             os.eventfd_read(self._bell)
             while self._serial % 2 or not self._lies_down():
                 serial = self._serial
-                over.poll(_PATIENCE * 1000)
-                if serial % 2 and serial == self._serial:
+                if over.poll(_PATIENCE * 1000):
+                    # Of a request before, whose end found us at work in our very last moment.
+                    self._hush()
+                elif serial % 2 and serial == self._serial:
                     self._stand_in(serial, over)
 
     def _lies_down(self) -> bool:
@@ -134,15 +138,19 @@ class Porter:
         self._engaged = True
         try:
             sys.setswitchinterval(_SWITCH)
+            ours = sys.getswitchinterval()  # kept in whole microseconds: not quite the same number
             self._watch(serial, over)
         finally:
             self._engaged = False
-            if sys.getswitchinterval() == _SWITCH:
+            if sys.getswitchinterval() == ours:
                 sys.setswitchinterval(before)
-            try:
-                os.eventfd_read(self._over)
-            except BlockingIOError:
-                pass
+            self._hush()
+
+    def _hush(self) -> None:
+        try:
+            os.eventfd_read(self._over)
+        except BlockingIOError:
+            pass
 
     def _watch(self, serial: int, over: select.poll) -> None:
         poll = select.poll()
@@ -150,11 +158,13 @@ class Porter:
         if self._lifeline is not None:
             poll.register(self._lifeline, 0)
         parked: dict[int, Connection] = {}
-        if not self._safely(serial, lambda: self._take_over(poll, parked)):
+        #: Their next request is here already, and read.
+        queued: list[Connection] = []
+        if not self._safely(serial, lambda: self._take_over(poll, parked, queued)):
             return
         while True:
-            ready: list[Connection] = []
-            for fd, mask in poll.poll():
+            ready = [connection for connection in queued if connection.fd in parked]
+            for fd, mask in poll.poll(0 if ready else None):
                 connection = parked.get(fd)
                 if connection is None:
                     if fd != self._over:
@@ -179,13 +189,13 @@ class Porter:
             act()
             return True
 
-    def _take_over(self, poll: select.poll, parked: dict[int, Connection]) -> None:
+    def _take_over(self, poll: select.poll, parked: dict[int, Connection], queued: list[Connection]) -> None:
         self._burden.goes_on()
         for connection in self._burden.movable():
-            if connection.parser.unread and connection.queued:
-                self._burden.pass_on(connection)  # its next request is here already
+            parked[connection.fd] = connection
+            if connection.queued:
+                queued.append(connection)
             else:
-                parked[connection.fd] = connection
                 poll.register(connection.fd, select.POLLIN | select.POLLRDHUP)
 
     def _pass_on(self, poll: select.poll, parked: dict[int, Connection], ready: list[Connection]) -> None:
@@ -195,5 +205,6 @@ class Porter:
                 if not self._burden.pass_on(connection):
                     return
                 # Closed by now; poll(2) keeps no state in the kernel, so the number alone is forgotten.
-                poll.unregister(fd)
+                if not connection.queued:
+                    poll.unregister(fd)
                 del parked[fd]

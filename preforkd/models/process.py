@@ -258,13 +258,6 @@ class _Loop:
 
     def _poll(self) -> list[tuple[int, int]]:
         patience = self._patience()
-        if self._ctx.alarmed:
-            # Disarming costs a system call, and so does arming for the next request, which may be about to come.
-            patience = _RESTLESS if patience is None else min(patience, _RESTLESS)
-            events = self._epoll.poll(patience, _BATCH)
-            if not events and patience:
-                self._ctx.rests()
-            return events
         if self._gate.doubtful:
             return self._gate.poll(patience, _BATCH, self._resume_at == math.inf, time.monotonic)
         return self._epoll.poll(patience, _BATCH)
@@ -297,6 +290,10 @@ class _Loop:
             self._lingering.nearest(),
             self._resume_at,
         )
+        if self._ctx.alarmed and self._now + _RESTLESS < nearest:
+            # Disarming costs a system call, and so does arming for the next request, which may be about to come. What
+            # else comes is no reason to wait: bytes can trickle for longer than any request may take.
+            nearest = self._now + _RESTLESS
         self._nearest = nearest
         return None if nearest == math.inf else max(0.0, nearest - time.monotonic())
 
@@ -327,10 +324,15 @@ class _Loop:
 
     def _expire(self) -> None:
         now = time.monotonic()
+        if now >= self._now + _RESTLESS:
+            self._ctx.rests()
         for connection in self._idle.expired(now) if self._idle.nearest() <= now else ():
             self._overdue(connection, silent=True)
         for connection in self._heads.expired(now) if self._heads.nearest() <= now else ():
-            self._overdue(connection, silent=connection.parser.between)
+            if connection.queued:
+                self._heads.add(connection, now)  # what is here of it is looked at first: it may be complete
+            else:
+                self._overdue(connection, silent=connection.parser.between)
         for connection in self._uploads.expired(now) if self._uploads.nearest() <= now else ():
             self._gather(connection)  # bytes may have come that we were too busy to read
         for connection in self._lingering.expired(now) if self._lingering.nearest() <= now else ():
@@ -407,6 +409,8 @@ class _Loop:
 
     def _pause(self) -> None:
         """Stops accepting: with no descriptor to spare, a waiting client would be reported again and again."""
+        if self._left:
+            return
         if self._resume_at == math.inf:
             self._unlisten()
         self._resume_at = time.monotonic() + _PAUSE
@@ -520,8 +524,8 @@ class _Loop:
 
     def _receive(self, connection: Connection) -> None:
         """The connection is readable, or new."""
-        if connection.queued:
-            return  # its turn comes; it is reported again
+        if connection.queued or connection.closed:
+            return  # its turn comes, and it is reported again; or the porter gave it away since it was reported
         if connection.preamble is not None and not self._announce(connection):
             return
         try:
@@ -777,6 +781,7 @@ class _Loop:
             connection.upload = None
             stored = upload.spool
         peer = connection.peer
+        asked = request
         if self._forwarding is not None:
             try:
                 peer, request = self._forwarding.apply(request, peer)
@@ -786,7 +791,8 @@ class _Loop:
                 if stored is not None:
                     stored.close()
                 return
-        if (request.target[0] != "/" or not connection.movable) and connection.misdirected(request):
+        if (request.target[0] != "/" or not connection.movable) and connection.misdirected(asked):
+            # Asked for on this connection, whatever a proxy tells of another one.
             self._refuse(connection, Refusal(421, "this connection is not for such a URL; make another", request.line))
             if stored is not None:
                 stored.close()
@@ -807,8 +813,8 @@ class _Loop:
         finally:
             if self._disowned:
                 os._exit(0)
-            if porter is not None:
-                porter.end()
+            if porter is not None and porter.end():
+                ctx.keeps_waiting(0)  # what it has counted is looked at now
             self._now = now = ctx.request_finished()
             if ctx.access is not None:
                 self._log_exchange(exchange, now - (start if upload is None else upload.started))
@@ -847,6 +853,8 @@ class _Loop:
         if waited is None:
             return False
         ctx.request_refused(waited)
+        self._heads.discard(connection)
+        connection.heading = False
         exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
         exchange.skip_body(connection.read, _SKIP)
         try:
@@ -858,13 +866,16 @@ class _Loop:
         except ClientGone:
             pass  # it did not wait so long
         self._now = time.monotonic()
+        ctx.rests()  # where all are turned away, no request comes that would put its alarm off
         if ctx.access is not None:
             self._log_exchange(exchange, self._now - start)
         connection.fresh = False
-        if exchange.keep_alive:
+        if not exchange.keep_alive:
+            self._end(connection, exchange)
+        elif exchange.body_ended:
             self._next(connection)
         else:
-            self._end(connection, exchange)
+            self._drain(connection, request)
         return True
 
     def _next(self, connection: Connection) -> None:
@@ -953,10 +964,13 @@ class _Loop:
                     self._hand_over(connection)
         if self._ctx.stopping and not self._stopped:
             self._stopped = True
+            while self._handover is not None and self._adopt():
+                pass  # the last one to leave serves what was given to those who have left
             now = time.monotonic()
             for connection in self._idle.waiters():
-                self._idle.discard(connection)
-                self._overdue(connection, silent=True)
+                # What was served before may have taken long, and the porter have given this one away.
+                if self._idle.discard(connection) is not None:
+                    self._overdue(connection, silent=True)
             for connection in self._heads.waiters():
                 if connection.parser.between:
                     self._heads.add(connection, min(now + _SILENT_GRACE, self._heads.discard(connection) or now))
@@ -995,7 +1009,8 @@ class _Loop:
     def movable(self) -> list[Connection]:
         """The connections that a sibling could have: parked, or with a request that is here already."""
         queued = [connection for connection in self._ready if connection.upload is None and not connection.closed]
-        parked = [*self._idle.waiters(), *self._heads.waiters()]
+        # One that a sibling has sent may be both: with a deadline, and about to be looked at.
+        parked = [one for one in (*self._idle.waiters(), *self._heads.waiters()) if not one.queued]
         return [one for one in queued + parked if one.movable and one is not self._served]
 
     def pass_on(self, connection: Connection) -> bool:
@@ -1011,7 +1026,7 @@ class _Loop:
 
     def can_pass_on(self, ready: int) -> bool:
         """Whether somebody is there to take them; if not, the master learns how many wait."""
-        if self._ctx.sibling_free():
+        if self._ctx.sibling_free() and not self._ctx.stopping:
             return True
         self._ctx.keeps_waiting(ready)
         return False
@@ -1040,30 +1055,30 @@ class _Loop:
             for connection in self._idle.waiters()[: self._ctx.surplus(len(self._connections), slow=True)]:
                 self._hand_over(connection)
 
-    def _adopt(self) -> None:
-        """Takes one connection that a sibling handed over, as if it had been parked here."""
+    def _adopt(self) -> bool:
+        """Takes one connection that a sibling handed over, as if it had been parked here; False if there is none."""
         assert self._handover is not None
         if self._spare < 0 and not self._keep_spare():
-            return
+            return False
         os.close(self._spare)
         self._spare = -1
         handed = handover.take(self._handover[1])
         self._keep_spare()
         if handed is None:
-            return
+            return False
         make: MakeConnection | None = None
         if handed.listen:
             make = self._tls_named.get(handed.listen)
             if make is None:
                 os.close(handed.fd)  # of another generation, whose listener we do not have
-                return
+                return True
         if make is not None or handed.announces:
             connection = self._connect(handed.fd, handed.peer, b"", make)
             if handed.announces:
                 connection.preamble = Preamble(handed.data)
                 self._await_head(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
             self._receive(connection)
-            return
+            return True
         connection = self._connect(handed.fd, handed.peer, handed.data)
         connection.fresh = False
         if connection.parser.between:
@@ -1072,6 +1087,7 @@ class _Loop:
             self._await_head(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
             self._register(connection)
             self._queue(connection)  # a complete head may have been handed over as well
+        return True
 
     def _keep_spare(self) -> bool:
         try:

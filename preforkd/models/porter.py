@@ -8,6 +8,8 @@ instead of a thread would not do: a database driver that waits in C runs no sign
 * **It costs nothing when nothing happens.** Idle, it waits in one read; beside quick requests it wakes up at most 50
   times a second; beside a long one it sleeps until a parked connection is readable. Where none of the siblings is idle
   it looks again every 20 ms.
+* **It passes on wake-ups, too.** The kernel wakes one worker for a new client. If that one finds a long request first,
+  nobody else knows of the client; the porter takes it and sends it through the hand-over pair, which wakes a sibling.
 * **It has a poll object of its own.** The worker's epoll set is left alone: a thread that waited in it would swallow
   the wake-ups of listeners that were meant for a sibling (EPOLLEXCLUSIVE).
 * **It needs the GIL** for some microseconds a connection, and a request in pure Python gives it up only when asked
@@ -52,6 +54,10 @@ class Burden(Protocol):
         """Gives one away; False if that cannot be done now."""
         ...
 
+    def relay(self) -> bool:
+        """Wakes siblings for what only this worker was woken for; True if it has to be called again, later."""
+        ...
+
     def can_pass_on(self, ready: int) -> bool:
         """Is a sibling idle? ``ready`` connections wait; if nobody is, the pool shall know it."""
         ...
@@ -77,6 +83,8 @@ class Porter:
         self._asleep = True
         self._engaged = False
         self._lock = threading.Lock()
+        #: Something may be left that only this worker was woken for.
+        self._relaying = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)
         self._over = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -97,13 +105,15 @@ class Porter:
             self._asleep = False
             os.eventfd_write(self._bell, 1)
 
-    def end(self) -> None:
-        """It is over: from now on the parked connections are the main thread's again."""
+    def end(self) -> bool:
+        """It is over: from now on the parked connections are the main thread's again. True if the porter was at it."""
         self._serial += 1
-        if self._engaged:
-            os.eventfd_write(self._over, 1)
-            with self._lock:
-                pass  # whatever it was at is finished
+        if not self._engaged:
+            return False
+        os.eventfd_write(self._over, 1)
+        with self._lock:
+            pass  # whatever it was at is finished
+        return True
 
     # -- the porter ---------------------------------------------------------------------------------------------------
 
@@ -116,8 +126,10 @@ class Porter:
             os.eventfd_read(self._bell)
             while self._serial % 2 or not self._lies_down():
                 serial = self._serial
-                over.poll(_PATIENCE * 1000)
-                if serial % 2 and serial == self._serial:
+                if over.poll(_PATIENCE * 1000):
+                    # Of a request before, whose end found us at work in our very last moment.
+                    self._hush()
+                elif serial % 2 and serial == self._serial:
                     self._stand_in(serial, over)
 
     def _lies_down(self) -> bool:
@@ -134,15 +146,19 @@ class Porter:
         self._engaged = True
         try:
             sys.setswitchinterval(_SWITCH)
+            ours = sys.getswitchinterval()  # kept in whole microseconds: not quite the same number
             self._watch(serial, over)
         finally:
             self._engaged = False
-            if sys.getswitchinterval() == _SWITCH:
+            if sys.getswitchinterval() == ours:
                 sys.setswitchinterval(before)
-            try:
-                os.eventfd_read(self._over)
-            except BlockingIOError:
-                pass
+            self._hush()
+
+    def _hush(self) -> None:
+        try:
+            os.eventfd_read(self._over)
+        except BlockingIOError:
+            pass
 
     def _watch(self, serial: int, over: select.poll) -> None:
         poll = select.poll()
@@ -150,11 +166,14 @@ class Porter:
         if self._lifeline is not None:
             poll.register(self._lifeline, 0)
         parked: dict[int, Connection] = {}
-        if not self._safely(serial, lambda: self._take_over(poll, parked)):
+        #: Their next request is here already, and read.
+        queued: list[Connection] = []
+        if not self._safely(serial, lambda: self._take_over(poll, parked, queued)):
             return
+        self._relaying = True
         while True:
-            ready: list[Connection] = []
-            for fd, mask in poll.poll():
+            ready = [connection for connection in queued if connection.fd in parked]
+            for fd, mask in poll.poll(0 if ready or self._relaying else None):
                 connection = parked.get(fd)
                 if connection is None:
                     if fd != self._over:
@@ -168,7 +187,7 @@ class Porter:
                     ready.append(connection)
             if not self._safely(serial, lambda ready=ready: self._pass_on(poll, parked, ready)):  # type: ignore[misc]
                 return
-            if any(connection.fd in parked for connection in ready):
+            if self._relaying or any(connection.fd in parked for connection in ready):
                 over.poll(_PATIENCE * 1000)
 
     def _safely(self, serial: int, act: Callable[[], None]) -> bool:
@@ -179,21 +198,24 @@ class Porter:
             act()
             return True
 
-    def _take_over(self, poll: select.poll, parked: dict[int, Connection]) -> None:
+    def _take_over(self, poll: select.poll, parked: dict[int, Connection], queued: list[Connection]) -> None:
         self._burden.goes_on()
         for connection in self._burden.movable():
-            if connection.parser.unread and connection.queued:
-                self._burden.pass_on(connection)  # its next request is here already
+            parked[connection.fd] = connection
+            if connection.queued:
+                queued.append(connection)
             else:
-                parked[connection.fd] = connection
                 poll.register(connection.fd, select.POLLIN | select.POLLRDHUP)
 
     def _pass_on(self, poll: select.poll, parked: dict[int, Connection], ready: list[Connection]) -> None:
+        if self._relaying:
+            self._relaying = self._burden.relay()
         if ready and self._burden.can_pass_on(len(ready)):
             for connection in ready:
                 fd = connection.fd
                 if not self._burden.pass_on(connection):
                     return
                 # Closed by now; poll(2) keeps no state in the kernel, so the number alone is forgotten.
-                poll.unregister(fd)
+                if not connection.queued:
+                    poll.unregister(fd)
                 del parked[fd]

@@ -243,32 +243,25 @@ class _Loop:
             connection.queued = False
             if not connection.closed:
                 self._advance(connection)
-        if len(held) == 1:
-            self._receive(held[0])
-        elif held:
-            self._receive_all(held)
-        if not self._ctx.leaving:
+        if others and not self._ctx.leaving:
+            # First of all: only we were woken for them (EPOLLEXCLUSIVE). The readable ones can be given away.
             for fd, _mask in others:
                 if fd in self._listeners:
                     self._accept(fd)
                 elif self._handover is not None and fd == self._handover[1].fileno():
                     self._adopt()
+        if len(held) == 1:
+            self._receive(held[0])
+        elif held:
+            self._receive_all(held)
         if time.monotonic() >= self._nearest:
             self._expire()
 
     def _poll(self) -> list[tuple[int, int]]:
         patience = self._patience()
-        alarmed = self._ctx.alarmed
-        if alarmed:
-            # Disarming costs a system call, and so does arming for the next request, which may be about to come.
-            patience = _RESTLESS if patience is None else min(patience, _RESTLESS)
         if self._gate.doubtful:
-            events = self._gate.poll(patience, _BATCH, self._resume_at == math.inf, time.monotonic)
-        else:
-            events = self._epoll.poll(patience, _BATCH)
-        if alarmed and not events and patience:
-            self._ctx.rests()
-        return events
+            return self._gate.poll(patience, _BATCH, self._resume_at == math.inf, time.monotonic)
+        return self._epoll.poll(patience, _BATCH)
 
     def _receive_all(self, held: list[Connection]) -> None:
         """Several connections are readable. Who has to wait behind another is offered to siblings, first of all and
@@ -298,6 +291,10 @@ class _Loop:
             self._lingering.nearest(),
             self._resume_at,
         )
+        if self._ctx.alarmed and self._now + _RESTLESS < nearest:
+            # Disarming costs a system call, and so does arming for the next request, which may be about to come. What
+            # else comes is no reason to wait: bytes can trickle for longer than any request may take.
+            nearest = self._now + _RESTLESS
         self._nearest = nearest
         return None if nearest == math.inf else max(0.0, nearest - time.monotonic())
 
@@ -328,10 +325,15 @@ class _Loop:
 
     def _expire(self) -> None:
         now = time.monotonic()
+        if now >= self._now + _RESTLESS:
+            self._ctx.rests()
         for connection in self._idle.expired(now) if self._idle.nearest() <= now else ():
             self._overdue(connection, silent=True)
         for connection in self._heads.expired(now) if self._heads.nearest() <= now else ():
-            self._overdue(connection, silent=connection.parser.between)
+            if connection.queued:
+                self._heads.add(connection, now)  # what is here of it is looked at first: it may be complete
+            else:
+                self._overdue(connection, silent=connection.parser.between)
         for connection in self._uploads.expired(now) if self._uploads.nearest() <= now else ():
             self._gather(connection)  # bytes may have come that we were too busy to read
         for connection in self._lingering.expired(now) if self._lingering.nearest() <= now else ():
@@ -408,6 +410,8 @@ class _Loop:
 
     def _pause(self) -> None:
         """Stops accepting: with no descriptor to spare, a waiting client would be reported again and again."""
+        if self._left:
+            return
         if self._resume_at == math.inf:
             self._unlisten()
         self._resume_at = time.monotonic() + _PAUSE
@@ -521,8 +525,8 @@ class _Loop:
 
     def _receive(self, connection: Connection) -> None:
         """The connection is readable, or new."""
-        if connection.queued:
-            return  # its turn comes; it is reported again
+        if connection.queued or connection.closed:
+            return  # its turn comes, and it is reported again; or the porter gave it away since it was reported
         if connection.preamble is not None and not self._announce(connection):
             return
         try:
@@ -778,6 +782,7 @@ class _Loop:
             connection.upload = None
             stored = upload.spool
         peer = connection.peer
+        asked = request
         if self._forwarding is not None:
             try:
                 peer, request = self._forwarding.apply(request, peer)
@@ -787,7 +792,8 @@ class _Loop:
                 if stored is not None:
                     stored.close()
                 return
-        if (request.target[0] != "/" or not connection.movable) and connection.misdirected(request):
+        if (request.target[0] != "/" or not connection.movable) and connection.misdirected(asked):
+            # Asked for on this connection, whatever a proxy tells of another one.
             self._refuse(connection, Refusal(421, "this connection is not for such a URL; make another", request.line))
             if stored is not None:
                 stored.close()
@@ -808,8 +814,8 @@ class _Loop:
         finally:
             if self._disowned:
                 os._exit(0)
-            if porter is not None:
-                porter.end()
+            if porter is not None and porter.end():
+                ctx.keeps_waiting(0)  # what it has counted is looked at now
             self._now = now = ctx.request_finished()
             if ctx.access is not None:
                 self._log_exchange(exchange, now - (start if upload is None else upload.started))
@@ -848,6 +854,8 @@ class _Loop:
         if waited is None:
             return False
         ctx.request_refused(waited)
+        self._heads.discard(connection)
+        connection.heading = False
         exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
         exchange.skip_body(connection.read, _SKIP)
         try:
@@ -859,13 +867,16 @@ class _Loop:
         except ClientGone:
             pass  # it did not wait so long
         self._now = time.monotonic()
+        ctx.rests()  # where all are turned away, no request comes that would put its alarm off
         if ctx.access is not None:
             self._log_exchange(exchange, self._now - start)
         connection.fresh = False
-        if exchange.keep_alive:
+        if not exchange.keep_alive:
+            self._end(connection, exchange)
+        elif exchange.body_ended:
             self._next(connection)
         else:
-            self._end(connection, exchange)
+            self._drain(connection, request)
         return True
 
     def _next(self, connection: Connection) -> None:
@@ -954,10 +965,13 @@ class _Loop:
                     self._hand_over(connection)
         if self._ctx.stopping and not self._stopped:
             self._stopped = True
+            while self._handover is not None and self._adopt():
+                pass  # the last one to leave serves what was given to those who have left
             now = time.monotonic()
             for connection in self._idle.waiters():
-                self._idle.discard(connection)
-                self._overdue(connection, silent=True)
+                # What was served before may have taken long, and the porter have given this one away.
+                if self._idle.discard(connection) is not None:
+                    self._overdue(connection, silent=True)
             for connection in self._heads.waiters():
                 if connection.parser.between:
                     self._heads.add(connection, min(now + _SILENT_GRACE, self._heads.discard(connection) or now))
@@ -996,7 +1010,8 @@ class _Loop:
     def movable(self) -> list[Connection]:
         """The connections that a sibling could have: parked, or with a request that is here already."""
         queued = [connection for connection in self._ready if connection.upload is None and not connection.closed]
-        parked = [*self._idle.waiters(), *self._heads.waiters()]
+        # One that a sibling has sent may be both: with a deadline, and about to be looked at.
+        parked = [one for one in (*self._idle.waiters(), *self._heads.waiters()) if not one.queued]
         return [one for one in queued + parked if one.movable and one is not self._served]
 
     def pass_on(self, connection: Connection) -> bool:
@@ -1010,9 +1025,60 @@ class _Loop:
             return False
         return self._give(connection, math.inf)
 
+    def relay(self) -> bool:
+        """Passes on what this worker was woken for and did not get to, because the request came first: the kernel wakes
+        nobody else for it (EPOLLEXCLUSIVE). True if something is left, perhaps for want of an idle sibling."""
+        if self._handover is None or self._resume_at != math.inf:
+            return False
+        poll = select.poll()
+        for fd in (*self._listeners, self._handover[1].fileno()):
+            poll.register(fd, select.POLLIN)
+        for _ in range(_BATCH):
+            waiting = poll.poll(0)
+            if not waiting:
+                return False
+            if not self._ctx.sibling_free() or self._ctx.stopping:
+                break
+            for fd, _mask in waiting:
+                if fd in self._listeners:
+                    self._relay_client(fd)
+                else:
+                    self._relay_handed()
+        return True
+
+    def _relay_client(self, fd: int) -> None:
+        assert self._handover is not None
+        try:
+            client_fd, peer = self._take(fd)
+        except OSError:
+            return  # a sibling was faster; or it fails for the main thread, too, which says so
+        proxies = self._proxied.get(fd)
+        announces = proxies is not None
+        handed = handover.Handed(client_fd, peer, b"", math.inf, announces, self._texts.get(fd, ""))
+        if (proxies is not None and peer.client not in proxies) or handover.give(self._handover[0], handed):
+            os.close(client_fd)
+            return
+        connection = self._connect(client_fd, peer, b"", self._tls.get(fd))
+        if announces:
+            connection.preamble = Preamble()
+        self._park(connection)
+
+    def _relay_handed(self) -> None:
+        assert self._handover is not None
+        try:
+            handed = handover.take(self._handover[1])
+        except OSError:
+            return
+        if handed is None:
+            return
+        if handover.give(self._handover[0], handed):
+            os.close(handed.fd)
+        else:
+            self._take_in(handed)
+
     def can_pass_on(self, ready: int) -> bool:
         """Whether somebody is there to take them; if not, the master learns how many wait."""
-        if self._ctx.sibling_free():
+        if self._ctx.sibling_free() and not self._ctx.stopping:
             return True
         self._ctx.keeps_waiting(ready)
         return False
@@ -1041,38 +1107,44 @@ class _Loop:
             for connection in self._idle.waiters()[: self._ctx.surplus(len(self._connections), slow=True)]:
                 self._hand_over(connection)
 
-    def _adopt(self) -> None:
-        """Takes one connection that a sibling handed over, as if it had been parked here."""
+    def _adopt(self) -> bool:
+        """Takes one connection that a sibling handed over, as if it had been parked here; False if there is none."""
         assert self._handover is not None
         if self._spare < 0 and not self._keep_spare():
-            return
+            return False
         os.close(self._spare)
         self._spare = -1
         handed = handover.take(self._handover[1])
         self._keep_spare()
         if handed is None:
-            return
+            return False
+        connection = self._take_in(handed)
+        if connection is not None and not connection.queued:
+            self._receive(connection)
+        return True
+
+    def _take_in(self, handed: handover.Handed) -> Connection | None:
+        """Parks a connection that was handed over; None if it cannot be served here."""
         make: MakeConnection | None = None
         if handed.listen:
             make = self._tls_named.get(handed.listen)
             if make is None:
                 os.close(handed.fd)  # of another generation, whose listener we do not have
-                return
+                return None
         if make is not None or handed.announces:
             connection = self._connect(handed.fd, handed.peer, b"", make)
-            if handed.announces:
-                connection.preamble = Preamble(handed.data)
-                self._await_head(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
-            self._receive(connection)
-            return
-        connection = self._connect(handed.fd, handed.peer, handed.data)
-        connection.fresh = False
-        if connection.parser.between:
-            self._park(connection)
+            connection.preamble = Preamble(handed.data) if handed.announces else None
         else:
+            connection = self._connect(handed.fd, handed.peer, handed.data)
+            connection.fresh = False
+        if handed.announces or not connection.parser.between:
             self._await_head(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
             self._register(connection)
-            self._queue(connection)  # a complete head may have been handed over as well
+            if not handed.announces:
+                self._queue(connection)  # a complete head may have been handed over as well
+        else:
+            self._park(connection)
+        return connection
 
     def _keep_spare(self) -> bool:
         try:

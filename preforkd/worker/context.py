@@ -30,6 +30,8 @@ _MEMORY_INTERVAL = 1.0
 #: seconds.
 _ALARM_SHARE = 0.02
 _ALARM_SLACK = 0.5
+#: An alarm that has less than this share of the limit left when a request ends does not stay armed for the next one.
+_ALARM_RESERVE = 0.75
 #: Whoever has more than so many times its share of the pool's connections gives some away. Well below 1.5, which
 #: the busiest worker may serve of the mean, and far enough from 1 that who was given one does not pass it on.
 _UNEVEN = 1.25
@@ -198,8 +200,12 @@ class Context:
         if self.leaving:
             # It finishes what it holds; nobody shall take it for a spare one.
             self.board.leaving()
-        if self._alarm_at and _getsignal(signal.SIGALRM) != signal.SIG_DFL:
-            self._take_alarm_back()
+        if self._alarm_at:
+            if _getsignal(signal.SIGALRM) != signal.SIG_DFL:
+                self._take_alarm_back()
+            elif self._alarm_at - now < self._request_timeout * _ALARM_RESERVE:
+                # It must not go off in what we do between two requests, and this one has left it too little time.
+                self.rests()
         if self._titled:
             self._titled = False
             self._set_idle_title()
@@ -260,6 +266,7 @@ class Context:
     def _take_alarm_back(self) -> None:
         """The application has used SIGALRM for itself, and the time limit of the next request would do nothing."""
         self._alarm_at = 0.0
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the application's own, perhaps, for a request that has ended
         faulthandler.unregister(signal.SIGALRM)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         report_overruns(self._estate)

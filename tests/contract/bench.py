@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import resource
 import select
@@ -70,6 +71,8 @@ class Context:
         self.log = reporter
         self.leaving = False
         self.alarmed = False
+        self._alarms = worker.alarms
+        self._siblings = worker.siblings
         self.lifeline = None
         self.stopping = False
         self._reporter = reporter
@@ -95,7 +98,7 @@ class Context:
                 pass  # a wake-up without meaning
 
     def sibling_free(self) -> bool:
-        return True
+        return self._siblings[0] != 0
 
     def request_goes_on(self) -> None:
         self._reporter.report("goes_on")
@@ -105,6 +108,7 @@ class Context:
 
     def request_started(self, request_line: bytes, client: str) -> float:
         self._reporter.report("started", line=request_line.decode(), client=client)
+        self.alarmed = self._alarms
         return time.monotonic()
 
     def holds(self, connections: int) -> None:
@@ -117,7 +121,9 @@ class Context:
         return 0
 
     def rests(self) -> None:
-        pass
+        if self.alarmed:
+            self.alarmed = False
+            self._reporter.report("rests")
 
     def took(self) -> None:
         self._taken += 1
@@ -143,7 +149,8 @@ class Worker:
     """A model serving in a child process.
 
     ``requests``: leaves by itself after so many. ``spare_files``: descriptors that it may open beyond those it has.
-    ``file_size``: no file that it writes grows beyond so many bytes, as if the disk were full.
+    ``file_size``: no file that it writes grows beyond so many bytes, as if the disk were full. ``alarms``: an alarm is
+    armed with each request. ``siblings``: its first byte says whether one is free, and may be written at any time.
     """
 
     def __init__(
@@ -162,6 +169,7 @@ class Worker:
         requests: int = 0,
         spare_files: int = 0,
         file_size: int = 0,
+        alarms: bool = False,
         access: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -177,6 +185,9 @@ class Worker:
         self.spare_files = spare_files
         self.file_size = file_size
         self.access = access
+        self.alarms = alarms
+        self.siblings = mmap.mmap(-1, mmap.PAGESIZE)
+        self.siblings[0] = 1
         self.pool = Pool(
             name="web",
             listen=(),

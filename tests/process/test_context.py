@@ -173,6 +173,34 @@ def test_the_next_request_has_its_time_too(run: Run) -> None:
     assert run(served, timeouts={"request": "100ms"})
 
 
+def test_a_request_that_took_most_of_its_time_leaves_no_alarm_behind(run: Run) -> None:
+    """It would go off between two requests, and end a worker that has nothing to do."""
+
+    def served(worker: Worker) -> list[bool]:
+        context = worker.context
+        armed = []
+        for spent in (1, 59):
+            context.request_started(b"GET / HTTP/1.1", "192.0.2.1")
+            context._alarm_at -= spent
+            context.request_finished()
+            armed.append(worker.timer() > 0)
+            assert context.alarmed == armed[-1]
+        return armed
+
+    assert run(served, timeouts={"request": "60s"}) == [True, False]
+
+
+def test_an_alarm_that_the_application_left_behind_ends_nobody(run: Run) -> None:
+    def served(worker: Worker) -> float:
+        worker.context.request_started(b"GET / HTTP/1.1", "192.0.2.1")
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.alarm(1)
+        worker.context.request_finished()
+        return worker.timer()
+
+    assert run(served, timeouts={"request": "60s"}) == 0
+
+
 def test_there_is_no_timer_where_no_limit_is_set(run: Run) -> None:
     def served(worker: Worker) -> float:
         worker.context.request_started(b"GET / HTTP/1.1", "192.0.2.1")

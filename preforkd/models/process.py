@@ -1033,18 +1033,15 @@ class _Loop:
         poll = select.poll()
         for fd in (*self._listeners, self._handover[1].fileno()):
             poll.register(fd, select.POLLIN)
-        for _ in range(_BATCH):
-            waiting = poll.poll(0)
-            if not waiting:
-                return False
-            if not self._ctx.sibling_free() or self._ctx.stopping:
-                break
+        waiting = poll.poll(0)
+        if waiting and self._ctx.sibling_free() and not self._ctx.stopping:
+            # One of each: whoever is woken for it finds the others as well.
             for fd, _mask in waiting:
                 if fd in self._listeners:
                     self._relay_client(fd)
                 else:
                     self._relay_handed()
-        return True
+        return bool(waiting)
 
     def _relay_client(self, fd: int) -> None:
         assert self._handover is not None

@@ -191,3 +191,42 @@ def test_a_shortage_while_it_leaves_loses_no_upload(start: Start, connect: Conne
     for client in uploads:
         assert client.response().body == b"abcd"
     assert worker.join() == 0
+
+
+def test_a_client_for_whom_only_this_worker_was_woken_goes_to_a_sibling(
+    start: Start, connect: Connect, gate: Gate, handover: Pair
+) -> None:
+    start(handover=handover)
+    busy = connect()
+    busy.send(HOLD)
+    gate.wait_held()
+    client = connect()
+    client.send(GET)
+    handed = taken(handover)
+    with socket.socket(fileno=handed.fd) as sibling:
+        sibling.setblocking(True)
+        assert (handed.data, handed.peer.client, sibling.recv(1000)) == (b"", "127.0.0.1", GET)
+    gate.open()
+    assert busy.response().status == 200
+
+
+def test_what_was_handed_over_and_not_adopted_goes_on_to_a_sibling(
+    start: Start, connect: Connect, gate: Gate, handover: Pair
+) -> None:
+    worker = start(handover=handover)
+    worker.siblings[0] = 0
+    busy = connect()
+    busy.send(HOLD)
+    gate.wait_held()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        passing.give(handover[0], passing.Handed(ours.fileno(), Peer("", 0, "first", 80), GET, math.inf))
+        passing.give(handover[0], passing.Handed(ours.fileno(), Peer("", 0, "second", 80), b"", math.inf))
+    worker.siblings[0] = 1
+    # They go round until somebody adopts them: the first one comes behind the second.
+    seen = [taken(handover) for _ in range(2)]
+    for handed in seen:
+        socket.close(handed.fd)
+    assert sorted((handed.peer.server, handed.data) for handed in seen) == [("first", GET), ("second", b"")]
+    gate.open()
+    assert busy.response().status == 200

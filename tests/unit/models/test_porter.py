@@ -1,0 +1,72 @@
+"""The porter's thread by itself: what it leaves behind when the request is over."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from preforkd.models.connection import Connection
+from preforkd.models.porter import Porter
+
+PATIENCE = 10.0
+
+
+class Nothing:
+    """A burden that is nobody."""
+
+    def __init__(self) -> None:
+        self.engaged = threading.Event()
+        self.looked = 0
+
+    def movable(self) -> Sequence[Connection]:
+        self.looked += 1
+        return ()
+
+    def pass_on(self, connection: Connection) -> bool:
+        raise AssertionError
+
+    def can_pass_on(self, ready: int) -> bool:
+        raise AssertionError
+
+    def goes_on(self) -> None:
+        self.engaged.set()
+
+    def orphaned(self) -> None:
+        raise AssertionError
+
+
+def test_the_switch_interval_is_put_back_after_the_request() -> None:
+    before = sys.getswitchinterval()
+    burden = Nothing()
+    porter = Porter(burden, None)
+    porter.start()
+    for _ in range(3):
+        burden.engaged.clear()
+        porter.begin()
+        assert burden.engaged.wait(PATIENCE)
+        assert porter.end(), "it was at work"
+        deadline = time.monotonic() + PATIENCE
+        while sys.getswitchinterval() != before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert sys.getswitchinterval() == before
+
+
+def test_a_late_word_about_a_request_before_does_not_make_it_stand_in_at_once() -> None:
+    burden = Nothing()
+    porter = Porter(burden, None)
+    porter.start()
+    # As if `end` had been interrupted between its look at the porter and its word to it.
+    os.eventfd_write(porter._over, 1)
+    porter.begin()
+    assert burden.engaged.wait(PATIENCE)
+    try:
+        os.eventfd_read(porter._over)
+    except BlockingIOError:
+        heard = True
+    else:
+        heard = False
+    assert heard, "it would spin until the end of the request"
+    porter.end()

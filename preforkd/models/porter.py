@@ -29,6 +29,7 @@ import select
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -68,6 +69,10 @@ class Burden(Protocol):
 
     def orphaned(self) -> None:
         """The master died while the request runs."""
+        ...
+
+    def failed(self, traceback: str) -> None:
+        """The porter gives up for this request; called without the lock."""
         ...
 
 
@@ -130,7 +135,12 @@ class Porter:
                     # Of a request before, whose end found us at work in our very last moment.
                     self._hush()
                 elif serial % 2 and serial == self._serial:
-                    self._stand_in(serial, over)
+                    try:
+                        self._stand_in(serial, over)
+                    except Exception:
+                        self._burden.failed(traceback.format_exc())
+                        while self._serial == serial:
+                            over.poll(_PATIENCE * 1000)  # the next request is another chance
 
     def _lies_down(self) -> bool:
         """No request runs: the next one shall ring. False if it began in this very moment, and did not."""

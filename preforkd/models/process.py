@@ -1088,6 +1088,10 @@ class _Loop:
         """The master is gone."""
         self._ctx.orphaned_in_request()
 
+    def failed(self, traceback: str) -> None:
+        """The porter met something that nobody thought of."""
+        self._ctx.log.error("porter_failed", traceback=traceback)
+
     def _share(self, waiting: list[Connection]) -> None:
         """Several are readable, and one is served at a time: what is above our share goes to idle siblings, the last
         first."""

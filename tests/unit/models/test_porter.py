@@ -28,8 +28,14 @@ class Nothing:
     def pass_on(self, connection: Connection) -> bool:
         raise AssertionError
 
+    def relay(self) -> bool:
+        return False
+
     def can_pass_on(self, ready: int) -> bool:
         raise AssertionError
+
+    def failed(self, traceback: str) -> None:
+        raise AssertionError(traceback)
 
     def goes_on(self) -> None:
         self.engaged.set()
@@ -70,3 +76,30 @@ def test_a_late_word_about_a_request_before_does_not_make_it_stand_in_at_once() 
         heard = False
     assert heard, "it would spin until the end of the request"
     porter.end()
+
+
+def test_a_failure_is_told_and_not_the_end() -> None:
+    class Failing(Nothing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told = threading.Semaphore(0)
+            self.tracebacks: list[str] = []
+
+        def movable(self) -> Sequence[Connection]:
+            raise ZeroDivisionError
+
+        def failed(self, traceback: str) -> None:
+            self.tracebacks.append(traceback)
+            self.told.release()
+
+    before = sys.getswitchinterval()
+    burden = Failing()
+    porter = Porter(burden, None)
+    porter.start()
+    for number in range(1, 4):
+        porter.begin()
+        assert burden.told.acquire(timeout=PATIENCE)
+        porter.end()
+        assert len(burden.tracebacks) == number
+        assert "ZeroDivisionError" in burden.tracebacks[-1]
+    assert sys.getswitchinterval() == before

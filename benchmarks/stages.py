@@ -18,7 +18,7 @@ from benchmarks import report
 from benchmarks.apps import application
 from benchmarks.load import BROWSER
 from benchmarks.run import Run
-from preforkd.handlers.wsgi import WSGI, Application
+from preforkd.handlers.wsgi import WSGI, Application, Nowhere
 from preforkd.http import AccessRecord, Exchange, Memory, Peer, Request, RequestLimits, RequestParser
 from preforkd.logs.access import compile_format
 from preforkd.scoreboard import Scoreboard
@@ -27,19 +27,6 @@ _PEER = Peer("127.0.0.1", 1234, "127.0.0.1", 8000)
 _PLAIN = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
 _FIELDS = "".join(f"{name}: {value}\r\n" for name, value in BROWSER.items()).encode()
 _BROWSER = b"GET /?page=%d HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n" + _FIELDS + b"Cookie: id=%d\r\n\r\n"
-
-
-class _Nowhere:
-    """The transport of an answer that nobody reads."""
-
-    def receive(self) -> bytes:
-        return b""
-
-    def send(self, pieces: object) -> None:
-        pass
-
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
-        return count
 
 
 def _measure(step: Callable[[], object], rounds: int, calls: int = 4000) -> list[float]:
@@ -82,7 +69,7 @@ def _answering(head: bytes, *, anew: bool) -> Callable[[], object]:
         if anew:
             request.prepared = None
             request.shared.clear()
-        handler.handle(Exchange(request, parser, _Nowhere(), _PEER))
+        handler.handle(Exchange(request, parser, Nowhere(), _PEER))
 
     return step
 

@@ -116,7 +116,7 @@ class WSGI:
         request = parser.next_event()
         if not isinstance(request, Request):
             return 400
-        exchange = Exchange(request, parser, _Nowhere(), Peer("127.0.0.1", 0, "localhost", 80))
+        exchange = Exchange(request, parser, Nowhere(), Peer("127.0.0.1", 0, "localhost", 80))
         self.handle(exchange)
         return 500 if exchange.aborted else exchange.status
 
@@ -430,7 +430,7 @@ class FileWrapper:
         return descriptor, offset, max(0, status.st_size - offset)
 
 
-class _Nowhere:
+class Nowhere:
     """The transport of a probe: nobody sends, and what is sent is not kept."""
 
     def receive(self) -> bytes:

@@ -19,8 +19,8 @@ import pytest
 from preforkd import models
 from preforkd.config import Body, Limits, Timeouts
 from preforkd.handlers.wsgi import WSGI
-from preforkd.http import Data, Event, RequestLimits, RequestParser
 from tests.contract.bench import Client, Worker
+from tests.support.events import events
 
 HTTP = Path(__file__).resolve().parents[2] / "docs" / "http.md"
 LIMITS = {"line": 200, "header": 600, "fields": 10, "body": 1000}
@@ -457,27 +457,13 @@ def test_accepted(served: tuple[Worker, socket.socket], raw: bytes, body: bytes,
     assert requests_seen(worker, listener.getsockname())[-1] == "GET /smuggled HTTP/1.1"
 
 
-def events(*pieces: bytes) -> list[Event]:
-    """The parser's events, data joined."""
-    parser = RequestParser(RequestLimits(**LIMITS))
-    found: list[Event] = []
-    for piece in pieces:
-        parser.feed(piece)
-        while (event := parser.next_event()) is not None:
-            if isinstance(event, Data) and found and isinstance(found[-1], Data):
-                found[-1] = Data(found[-1].data + event.data)
-            else:
-                found.append(event)
-    return found
-
-
 @pytest.mark.parametrize("raw", [*(raw for _, raw, _ in CASES), *(raw for raw, _ in ACCEPTED.values())])
 def test_cut_in_two_at_every_byte(raw: bytes) -> None:
     """On a socket the kernel may put two pieces together again; here each cut is one for certain."""
     data = raw + NEXT
-    whole = events(data)
+    whole = events([data])
     for at in range(len(data)):
-        assert events(data[:at], data[at:]) == whole, at
+        assert events([data[:at], data[at:]]) == whole, at
 
 
 def test_close_leaves_the_rest_uninterpreted(served: tuple[Worker, socket.socket]) -> None:

@@ -19,17 +19,14 @@ from preforkd.http import (
     BadResponse,
     Data,
     End,
-    Event,
     Exchange,
     Memory,
     Peer,
     Refusal,
     Request,
-    RequestLimits,
     RequestParser,
 )
-
-LIMITS = RequestLimits(line=200, header=600, fields=10, body=1000)
+from tests.support.events import LIMITS, events
 
 NOISE = st.binary(max_size=6)
 
@@ -73,22 +70,6 @@ LONG = st.sampled_from([b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\
 STREAM = st.lists(HEAD | CODED | LONG | NOISE, min_size=1, max_size=4).map(b"".join) | st.binary(max_size=200)
 
 
-def events(pieces: Iterable[bytes], memory: Memory | None = None) -> list[Event]:
-    """All events, with data that belongs together joined; what the parser keeps is bounded at every step."""
-    parser = RequestParser(LIMITS, b"", memory)
-    found: list[Event] = []
-    for piece in pieces:
-        parser.feed(piece)
-        while (event := parser.next_event()) is not None:
-            if isinstance(event, Data) and found and isinstance(found[-1], Data):
-                found[-1] = Data(found[-1].data + event.data)
-            else:
-                found.append(event)
-        # A head, or a line of a chunked body that is still incomplete: never more than the largest of them.
-        assert len(parser.unread) <= LIMITS.line + LIMITS.header + 1024 + 4
-    return found
-
-
 def cut(raw: bytes, points: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted({point % (len(raw) + 1) for point in points}), len(raw)]
     return [raw[start:end] for start, end in pairwise(edges)]
@@ -108,8 +89,8 @@ def test_what_is_remembered_changes_nothing(streams: list[bytes], points: list[i
     memory = Memory()
     for raw in streams * 2:
         alone = events([raw])
-        assert events([raw], memory) == alone
-        assert events(cut(raw, points), memory) == alone
+        assert events([raw], memory=memory) == alone
+        assert events(cut(raw, points), memory=memory) == alone
 
 
 #: The parts of heads that the memory takes apart, good and bad, so that each meets the others.
@@ -134,17 +115,17 @@ def test_every_line_with_every_block_after_all_others() -> None:
     memory = Memory()
     heads = [line + b"\r\n" + block + b"\r\n" for line in _LINES for block in _BLOCKS]
     for head in heads * 2:
-        assert events([head + b"abc0\r\n\r\n"], memory) == events([head + b"abc0\r\n\r\n"])
-        assert events([head], memory) == events([head])
+        assert events([head + b"abc0\r\n\r\n"], memory=memory) == events([head + b"abc0\r\n\r\n"])
+        assert events([head], memory=memory) == events([head])
 
 
 def test_every_byte_of_a_target_means_the_same_where_the_fields_are_known() -> None:
     memory = Memory()
-    events([b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], memory)
+    events([b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], memory=memory)
     for byte in range(0x21, 0x7F):
         for target in (b"/%c", b"/a%cb", b"/?%c", b"/a?b%c", b"//%c"):
             head = b"GET " + target % byte + b" HTTP/1.1\r\nHost: x\r\n\r\n"
-            assert events([head], memory) == events([head]), head
+            assert events([head], memory=memory) == events([head]), head
 
 
 @given(piece=st.binary(min_size=1, max_size=40) | CHUNK | FIELD, head=st.sampled_from([b"", b"GET / HTTP/1.1\r\n"]))

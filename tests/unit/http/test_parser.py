@@ -10,25 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preforkd.http import END, Data, End, Event, Refusal, Request, RequestLimits, RequestParser
+from preforkd.http import END, Data, End, Refusal, Request, RequestLimits, RequestParser
+from tests.support.events import LIMITS, events
 
-SMALL = RequestLimits(line=200, header=600, fields=10, body=1000)
 #: Follows each refused row: if anything of it is interpreted, the parser read the row's bytes in two ways.
 NEXT = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def events(pieces: Iterable[bytes], limits: RequestLimits = SMALL) -> list[Event]:
-    """All events of the pieces, the data between two other events put together."""
-    parser = RequestParser(limits)
-    found: list[Event] = []
-    for piece in pieces:
-        parser.feed(piece)
-        while (event := parser.next_event()) is not None:
-            if isinstance(event, Data) and found and isinstance(found[-1], Data):
-                found[-1] = Data(found[-1].data + event.data)
-            else:
-                found.append(event)
-    return found
 
 
 def get(*lines: bytes, first: bytes = b"GET / HTTP/1.1") -> bytes:
@@ -293,7 +279,7 @@ def test_zero_is_no_limit() -> None:
 
 
 def test_bytes_behind_a_message_stay_unread() -> None:
-    parser = RequestParser(SMALL)
+    parser = RequestParser(LIMITS)
     parser.feed(chunked(b"1\r\na\r\n0\r\n\r\n") + b"GET /next")
     assert isinstance(parser.next_event(), Request)
     assert parser.next_event() == Data(b"a")
@@ -307,12 +293,12 @@ def test_bytes_behind_a_message_stay_unread() -> None:
 
 def test_the_limits_hold_to_the_byte() -> None:
     line = b"GET /" + b"a" * 186 + b" HTTP/1.1"
-    assert len(line) == SMALL.line
+    assert len(line) == LIMITS.line
     header = b"Host: x\r\nA: " + b"a" * 574 + b"\r\nB: cd\r\n\r\n"
-    assert len(header) == SMALL.header - 3
+    assert len(header) == LIMITS.header - 3
     assert isinstance(events([line + b"\r\n" + header])[0], Request)
     exact = header.replace(b"cd", b"cdefg")
-    assert len(exact) == SMALL.header
+    assert len(exact) == LIMITS.header
     assert isinstance(events([line + b"\r\n" + exact])[0], Request)
     for raw in (line.replace(b"a ", b"aa ") + b"\r\n" + exact, line + b"\r\n" + header.replace(b"cd", b"cdefgh")):
         assert isinstance(events([raw])[0], Refusal)

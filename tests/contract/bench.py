@@ -115,7 +115,7 @@ class Context:
         pass
 
     def keeps_waiting(self, ready: int) -> None:
-        pass
+        self._reporter.report("waiting", ready=ready)
 
     def surplus(self, connections: int, slow: bool = False) -> int:
         return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Gate:
         os.read(self._go[0], 1)
 
     def wait_held(self) -> None:
+        assert select.select([self._held[0]], [], [], 30)[0], "no request is held"
         os.read(self._held[0], 1)
 
     def open(self) -> None:

@@ -439,6 +439,16 @@ def test_another_certificates_host_is_misdirected(secure: Secure, join: Join) ->
         assert client.response().status == 200
 
 
+def test_what_a_proxy_tells_of_another_connection_misdirects_nobody(secure: Secure, join: Join) -> None:
+    """It speaks to us under one name, and its client spoke to it under another that we happen to have as well."""
+    secure(settings={"trusted_proxies": ("127.0.0.0/8",), "forwarded": ("x-forwarded-for", "x-forwarded-host")})
+    client = join()
+    client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: b.test\r\n\r\n")
+    assert client.response().status == 200
+    client.send(b"GET / HTTP/1.1\r\nHost: b.test\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: a.test\r\n\r\n")
+    assert client.response().status == 421
+
+
 def test_https_without_tls_is_misdirected(start: Start, connect: Connect) -> None:
     start()
     client = connect()

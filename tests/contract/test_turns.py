@@ -125,6 +125,25 @@ def test_the_last_to_leave_serves_what_nobody_took(start: Start, connect: Connec
     assert worker.join() == 0
 
 
+def test_who_waited_behind_a_long_request_is_counted_no_longer_than_that(
+    start: Start, connect: Connect, gate: Gate, handover: Pair
+) -> None:
+    """The master starts workers for those who wait."""
+    worker = start(handover=handover)
+    worker.siblings[0] = 0
+    busy, other = connect(), connect()
+    assert other.get().status == 200
+    busy.send(HOLD)
+    gate.wait_held()
+    other.send(GET)
+    while worker.wait_for("waiting")["ready"] != 1:
+        pass
+    gate.open()
+    assert busy.response().status == other.response().status == 200
+    while worker.wait_for("waiting")["ready"] != 0:
+        pass
+
+
 @pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
 def test_who_is_turned_away_in_the_middle_of_a_body(start: Start, connect: Connect, gate: Gate, framing: str) -> None:
     start(timeouts=QUEUE)

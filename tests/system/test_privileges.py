@@ -206,7 +206,7 @@ def test_random_numbers_differ_between_workers(daemon: Daemon, preload: str) -> 
     for column in range(5):
         assert len({found["random"][column] for found in seen.values()}) == len(seen)
     threads = [found["threads"] for found in seen.values()]
-    assert all(names == ["MainThread"] for names in threads)
+    assert all(names == ["MainThread", "porter"] for names in threads)
 
 
 def test_what_the_worker_inherits_is_reset(daemon: Daemon) -> None:

@@ -336,6 +336,8 @@ def test_a_leaver_finishes_what_is_on_its_way(start: Start, connect: Connect, or
     client = connect()
     client.send(head() + BODY[:1000])
     other = connect()
+    # Two turns: in the first one newcomers are served before the upload is looked at.
+    other.get()
     other.get(headers="Connection: close\r\n")
     getattr(worker, order)()
     client.send(BODY[1000:])
@@ -365,6 +367,8 @@ def test_an_upload_that_does_not_go_on_does_not_keep_a_leaver(start: Start, conn
     worker = start(timeouts=Timeouts(body=0.3))
     client, other = connect(), connect()
     client.send(head() + BODY[:1000])
+    # Two turns: in the first one newcomers are served before the upload is looked at.
+    other.get()
     other.get(headers="Connection: close\r\n")
     getattr(worker, order)()
     assert client.response().status == 408

@@ -30,7 +30,7 @@ from typing import Final
 
 from preforkd.http.events import Request
 from preforkd.http.exchange import Peer
-from preforkd.http.parser import _HOST
+from preforkd.http.parser import is_authority
 from preforkd.networks import Networks, canonical
 
 #: The fields that may be believed, as the configuration writes them. The last one tells all that the others do.
@@ -282,7 +282,7 @@ def _scheme(text: str, field: str) -> bool | None:
 
 
 def _host(text: str, field: str) -> str:
-    if text and (not text.isascii() or not _HOST.fullmatch(text.encode("ascii")) or text.startswith(":")):
+    if not text.isascii() or not is_authority(text.encode("ascii")):
         raise Malformed(f"the host in {field} is malformed: {_shown(text)}")
     return text
 

@@ -21,12 +21,16 @@ from preforkd.http._llhttp import BadHead, UnknownMethod, split_fields
 from preforkd.http.chunked import ChunkedBody
 from preforkd.http.events import END, Data, Event, Refusal, Request
 from preforkd.http.limits import RequestLimits
+from preforkd.networks import canonical
 
 # RFC 9112, 3: method SP request-target SP HTTP-version; single spaces, no leniency. Visible ASCII only in the target.
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 _TOKEN_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-# RFC 9110, 7.2: Host = uri-host [ ":" port ]; no userinfo (4.2.4).
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
+# RFC 9110, 7.2: Host = uri-host [ ":" port ]; no userinfo (4.2.4), no port without a host (4.2.1).
+_HOST = re.compile(
+    rb"(?!:)(?:\[([0-9A-Fa-f:.]{2,45})\]|[A-Za-z0-9._~!$&'()*+,;=-]*(?:%[0-9A-Fa-f]{2}[A-Za-z0-9._~!$&'()*+,;=-]*)*)"
+    rb"(?::[0-9]{0,5})?"
+)
 _ABSOLUTE = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://([^/?]+)(.*)", re.DOTALL)
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _DIGITS = re.compile(rb"[0-9]+")
@@ -289,6 +293,16 @@ def _not_http(data: bytes) -> str:
     return "a request line must begin with a method"
 
 
+def is_authority(value: bytes) -> bool:
+    """Whether ``value`` is a host, perhaps with a port, or empty (RFC 9110, 7.2; RFC 3986, 3.2.2, without "IPvFuture",
+    which nobody has defined)."""
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return False
+    address: bytes | None = match[1]
+    return address is None or (b":" in address and canonical(address.decode("ascii")) is not None)
+
+
 def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: RequestLimits) -> _Fields | tuple[int, str]:
     """Everything about well-formed fields that llhttp leaves open, in one pass; a refusal is a status and a reason."""
     host: bytes | None = None
@@ -315,7 +329,7 @@ def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: Reque
             # RFC 9112, 3.2: exactly one, and well formed.
             if host is not None:
                 return 400, "there is more than one Host field"
-            if not _HOST.fullmatch(value):
+            if not is_authority(value):
                 return 400, "the Host field is malformed"
             host = value
         elif lower == b"content-length":
@@ -355,8 +369,12 @@ def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: Reque
         # In an environ `X-A` and `X_A` are one key, so that one could pass for the other.
         if any(b"_" in name and name.lower().replace(b"_", b"-") in names for name, _ in fields):
             return 400, "two fields differ only in '-' and '_'"
-    if expectation and http11 and expectation.lower() != b"100-continue":
-        return 417, "the only expectation met here is 100-continue"  # RFC 9110, 10.1.1
+    if expectation:
+        # RFC 9110, 10.1.1: a list; 5.6.1.2: its empty elements say nothing.
+        expected = {one.strip(b" \t").lower() for one in expectation.split(b",")} - {b""}
+        if http11 and not expected <= {b"100-continue"}:
+            return 417, "the only expectation met here is 100-continue"
+        expectation = b",".join(expected)
     return _Fields(fields, host, length, length_seen, persist and not close, bool(expectation))
 
 
@@ -384,7 +402,7 @@ def _judge_line(match: re.Match[bytes], fields: _Fields) -> Request | tuple[int,
             return 400, "the request target is malformed"
         # RFC 9112, 3.2.2: the target's authority replaces whatever Host says.
         authority = absolute[1].encode("ascii")
-        if not _HOST.fullmatch(authority) or authority.startswith(b":"):
+        if not is_authority(authority):
             return 400, "the authority of the request target is malformed"
         rest = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
     if "#" in rest:

@@ -31,9 +31,11 @@ _HOP_BY_HOP = frozenset(
         "trailer",
         "trailers",
         "transfer-encoding",
-        "upgrade",
     )
 )
+
+
+_SERVERS_OWN = "the header field {} belongs to the server, not to the application (PEP 3333)"
 
 
 class BadResponse(Exception):
@@ -50,8 +52,8 @@ class Framing(Enum):
 
 
 #: What `CheckedHead` needs of a field beside its line: nothing, its number, or that it is there.
-_PLAIN, _CONTENT_LENGTH, _DATE, _SERVER_NAME = range(4)
-_KINDS = {"content-length": _CONTENT_LENGTH, "date": _DATE, "server": _SERVER_NAME}
+_PLAIN, _CONTENT_LENGTH, _DATE, _SERVER_NAME, _UPGRADE = range(5)
+_KINDS = {"content-length": _CONTENT_LENGTH, "date": _DATE, "server": _SERVER_NAME, "upgrade": _UPGRADE}
 
 #: Fields that passed the check -> their kind and their line (of a Content-Length: the number). Applications repeat
 #: themselves: most answers have fields that an earlier one had. Forgotten all at once, so that what never comes again
@@ -75,7 +77,7 @@ def _check(field: tuple[str, str]) -> tuple[int, bytes]:
         raise BadResponse(f"{name!r} is not the name of a header field")
     lower = name.lower()
     if lower in _HOP_BY_HOP:
-        raise BadResponse(f"the header field {name} belongs to the server, not to the application (PEP 3333)")
+        raise BadResponse(_SERVERS_OWN.format(name))
     if not _VALUE.fullmatch(value):
         raise BadResponse(
             f"the value of the header field {name} may not contain line ends, control characters "
@@ -120,7 +122,7 @@ class CheckedHead:
     out (without a Content-Length). Immutable by convention.
     """
 
-    __slots__ = ("_fields", "bodiless", "code", "dated", "length", "lines", "server_named", "status")
+    __slots__ = ("_fields", "bodiless", "code", "dated", "length", "lines", "server_named", "status", "upgrade")
 
     def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
         """Checks what an application handed to start_response.
@@ -135,6 +137,7 @@ class CheckedHead:
         self.length: int | None = None
         self.dated = False
         self.server_named = False
+        self.upgrade = False
         self.lines: list[bytes] = []
         # A copy: the application may go on with its list.
         self._fields = [*headers]
@@ -151,8 +154,14 @@ class CheckedHead:
                     continue
                 if kind == _DATE:
                     self.dated = True
-                else:
+                elif kind == _SERVER_NAME:
                     self.server_named = True
+                elif self.code == 426:
+                    # RFC 9110, 15.5.22: such an answer must say to what; only the application knows. It switches
+                    # nothing: the connection goes on, or ends, as after any other answer.
+                    self.upgrade = True
+                else:
+                    raise BadResponse(_SERVERS_OWN.format(field[0]))
             self.lines.append(line)
 
     @property
@@ -195,6 +204,8 @@ def serialize(head: CheckedHead, framing: Framing, length: int | None, connectio
         parts = [start.encode("latin-1")]
     else:
         parts = [_start(head.status)]
+    if head.upgrade:
+        connection = "Upgrade" if connection is None else f"{connection}, Upgrade"  # RFC 9110, 7.8
     if connection is not None:
         parts.append(b"Connection: %b\r\n" % connection.encode("ascii"))
     parts += head.lines

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import locale
-from email.utils import formatdate
+from datetime import UTC
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preforkd.http import BadResponse, CheckedHead, Framing, http_date, phrase, plain_page, refusal_bytes
-from preforkd.http.response import serialize
+from preforkd.http.response import early_hints, serialize
 
 BAD_HEADERS: dict[str, Any] = {
     "CRLF in the value": ("A", "b\r\nSet-Cookie: c"),
@@ -51,7 +52,21 @@ def test_refused_header(field: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "status", ["", "OK", "20 OK", "2000 OK", "200OK", "100 Continue", "200 O\r\nK", "200 \u20ac", "200 OK\n", 200, None]
+    "status",
+    [
+        "",
+        "OK",
+        "20 OK",
+        "2000 OK",
+        "200OK",
+        "100 Continue",
+        "101 Switching Protocols",
+        "200 O\r\nK",
+        "200 \u20ac",
+        "200 OK\n",
+        200,
+        None,
+    ],
 )
 def test_refused_status(status: Any) -> None:
     with pytest.raises(BadResponse):
@@ -61,6 +76,31 @@ def test_refused_status(status: Any) -> None:
 def test_a_second_length_is_refused() -> None:
     with pytest.raises(BadResponse):
         CheckedHead("200 OK", [("Content-Length", "1"), ("content-length", "1")])
+
+
+def test_only_a_426_says_to_what() -> None:
+    """RFC 9110, 15.5.22 and 7.8: the field is required, and named in Connection."""
+    upgrade = ("Upgrade", "HTTP/3.0")
+    for status in ("200 OK", "400 Bad Request", "427 x"):
+        with pytest.raises(BadResponse, match="belongs to the server"):
+            CheckedHead(status, [upgrade])
+    head = CheckedHead("426 Upgrade Required", [upgrade])
+    for connection, said in ((None, "Upgrade"), ("close", "close, Upgrade"), ("keep-alive", "keep-alive, Upgrade")):
+        lines = head_of(serialize(head, Framing.LENGTH, 0, connection))
+        assert f"Connection: {said}" in lines and "Upgrade: HTTP/3.0" in lines
+    with pytest.raises(BadResponse):
+        early_hints([upgrade])
+
+
+@pytest.mark.parametrize("status", [200, 204, 304, 400, 404, 500])
+def test_every_answer_is_dated(status: int) -> None:
+    """RFC 9110, 6.6.1, for those of an application and for our own."""
+    plain, _ = plain_page(max(status, 400), "why")
+    for head in (CheckedHead(f"{status} x", []), plain):
+        lines = head_of(serialize(head, Framing.NONE, None, None))
+        (date,) = (line for line in lines if line.startswith("Date: "))
+        assert parsedate_to_datetime(date.removeprefix("Date: ")).tzinfo is UTC
+    assert refusal_bytes(max(status, 400), "why")[0].count(b"\r\nDate: ") == 1
 
 
 def head_of(raw: bytes) -> list[str]:

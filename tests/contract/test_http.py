@@ -359,6 +359,18 @@ def test_the_path_is_decoded_once_and_as_bytes(start: Start, connect: Connect) -
     assert connect().get("/%2565nviron").status == 404
 
 
+def test_a_trailer_field_never_reaches_the_application(start: Start, connect: Connect) -> None:
+    """RFC 9112, 7.1.2: it could pass for a field of the header."""
+    start()
+    client = connect()
+    head = b"POST /environ HTTP/1.1\r\nHost: bench\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.send(head + b"3\r\nabc\r\n0\r\nX-A: 2\r\nX-B: 3\r\nContent-Length: 9\r\nHost: evil\r\n\r\n")
+    told = json.loads(client.response().body)
+    assert (told["HTTP_X_A"], told["HTTP_HOST"]) == ("1", "bench")
+    assert not {"HTTP_X_B", "CONTENT_LENGTH"} & told.keys()
+    assert client.get().body == b"web/0"
+
+
 def test_unix_sockets(start: Start, connect: Connect, unix_listener: socket.socket, tmp_path: Path) -> None:
     worker = start(listeners=[unix_listener])
     client = connect(str(tmp_path / "socket"))

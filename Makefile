@@ -59,6 +59,7 @@ lint:
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy tools/bootstrap
 	$(VENV)/bin/mypy tools/pythons
+	$(VENV)/bin/mypy tools/fuzz
 
 # Most tests wait more than they compute, so several run at once; those that boot a system of their own come after them.
 test-here:

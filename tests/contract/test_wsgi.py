@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -162,6 +164,182 @@ def test_close_is_always_called(serve: Serve) -> None:
         client.response()
     with Client(client.socket.getpeername()) as again:
         assert again.get("/closed").body == b"4"
+
+
+class Closing:
+    """A result that counts how often it was closed."""
+
+    closed = 0
+
+    def __init__(self, blocks: Iterable[bytes], close: Callable[[], object] = lambda: None) -> None:
+        self.blocks = blocks
+        self._close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.blocks)
+
+    def close(self) -> None:
+        Closing.closed += 1
+        self._close()
+
+
+def closes(make: Callable[[Environ], Closing]) -> Any:
+    """An application that answers with what ``make`` makes, and at /closed how often such were closed."""
+
+    def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        start_response(*OK)
+        return [str(Closing.closed).encode()] if environ["PATH_INFO"] == "/closed" else make(environ)
+
+    return application
+
+
+def test_close_is_called_once_when_the_client_has_left(serve: Serve) -> None:
+    client = serve(closes(lambda environ: Closing(itertools.repeat(b"x" * 65536))))
+    client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.exactly(100_000)
+    address = client.socket.getpeername()
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    client.socket.close()
+    client.worker.wait_for("client_gone")  # type: ignore[attr-defined]
+    with Client(address) as other:
+        assert other.get("/closed").body == b"1"
+
+
+def test_close_is_called_once_when_the_body_cannot_be_read(serve: Serve) -> None:
+    client = serve(closes(lambda environ: Closing(map(environ["wsgi.input"].read, [1000]))))
+    address = client.socket.getpeername()
+    # With 100-continue a body is never received first.
+    client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nabc")
+    assert client.response().status == 100
+    client.socket.shutdown(socket.SHUT_WR)
+    assert client.response().status == 400
+    with Client(address) as other:
+        assert other.get("/closed").body == b"1"
+
+
+def test_an_exception_in_close_spoils_no_answer(serve: Serve) -> None:
+    def fail() -> None:
+        raise ValueError("in close")
+
+    client = serve(closes(lambda environ: Closing([b"ab", b"c"], fail)))
+    assert client.get().body == b"abc"
+    assert "in close" in client.worker.wait_for("app_exception")["traceback"]  # type: ignore[attr-defined]
+    assert client.get("/closed").body == b"1"  # on the same connection
+
+
+def test_what_is_written_comes_before_what_is_returned(serve: Serve) -> None:
+    def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        write = start_response(*OK)
+        write(b"1")
+        write(b"")
+        write(b"2")
+
+        def rest() -> Iterator[bytes]:
+            yield b"3"
+            write(b"4")
+            yield b"5"
+
+        return rest()
+
+    client = serve(application)
+    response = client.get()
+    assert (response.body, response.headers["transfer-encoding"]) == (b"12345", "chunked")
+    assert client.get(method="HEAD").status == 200
+    assert client.get().body == b"12345"
+
+
+def test_exc_info_after_the_head_is_sent_raises_what_happened(serve: Serve) -> None:
+    reached: list[str] = []
+
+    def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/reached":
+            start_response(*OK)
+            return [",".join(reached).encode()]
+        return late(start_response)
+
+    def late(start_response: Any) -> Iterator[bytes]:
+        start_response(*OK)
+        yield b"abc"
+        try:
+            raise KeyError("the first fault")
+        except KeyError:
+            try:
+                start_response("500 Too Late", [], sys.exc_info())
+            except KeyError:
+                reached.append("raised")
+                raise
+            reached.append("not raised")
+
+    client = serve(application)
+    address = client.socket.getpeername()
+    client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    data = client.until_closed()
+    assert data.startswith(b"HTTP/1.1 200 OK\r\n") and data.endswith(b"\r\n\r\n3\r\nabc\r\n")  # no end: cut off
+    event = client.worker.wait_for("app_exception")  # type: ignore[attr-defined]
+    assert "the first fault" in event["traceback"]
+    with Client(address) as other:
+        assert other.get("/reached").body == b"raised"
+
+
+def test_empty_blocks_do_not_send_the_head(serve: Serve) -> None:
+    def application(environ: Environ, start_response: Any) -> Iterator[bytes]:
+        yield b""  # start_response is due before the first block that is one
+        start_response("200 OK", [("X-First", "1")])
+        yield b""
+        try:
+            raise ValueError
+        except ValueError:
+            start_response("503 After All", [("X-Second", "1")], sys.exc_info())
+        yield b""
+        yield b"sorry"
+
+    response = serve(application).get()
+    assert response.raw_head.startswith(b"HTTP/1.1 503 After All\r\n")
+    assert (response.body, "x-first" in response.headers, "x-second" in response.headers) == (b"sorry", False, True)
+
+
+@pytest.mark.parametrize("result", [[], (), iter(()), [b"", b""]], ids=["list", "tuple", "iterator", "empty blocks"])
+def test_nothing_is_an_empty_body(serve: Serve, result: Iterable[bytes]) -> None:
+    def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        start_response(*OK)
+        return result
+
+    client = serve(application)
+    for _ in range(2):
+        response = client.get()
+        assert (response.status, response.body, response.headers["content-length"]) == (200, b"", "0")
+
+
+def test_a_status_needs_no_reason(serve: Serve) -> None:
+    def application(environ: Environ, start_response: Any) -> list[bytes]:
+        start_response(environ["QUERY_STRING"], [])
+        return [b"a"]
+
+    client = serve(application)
+    for status in ("200", "404", "599"):
+        response = client.get(f"/?{status}")
+        assert response.raw_head.startswith(f"HTTP/1.1 {status} \r\n".encode())  # the space: RFC 9112, 4
+        assert response.body == b"a"
+
+
+def test_what_an_application_does_to_its_environ_and_header_is_its_own(serve: Serve) -> None:
+    """Both may be changed, PEP 3333 says; what is remembered of a head that comes again stays as it was."""
+
+    def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        assert type(environ) is dict
+        seen = [environ.get("mark"), environ["PATH_INFO"], environ["HTTP_HOST"], "HTTP_X_GONE" in environ]
+        environ.update(mark="left", PATH_INFO="/other", HTTP_HOST="evil")
+        del environ["HTTP_X_GONE"]
+        header = [("Content-Type", "text/plain")]
+        start_response("200 OK", header)
+        header[:] = [("X-Late", "1")]
+        yield repr(seen).encode()
+
+    client = serve(application)
+    for _ in range(5):
+        response = client.get("/a", headers="X-Gone: 1\r\n")
+        assert response.body == b"[None, '/a', 'bench', True]"
+        assert (response.headers["content-type"], "x-late" in response.headers) == ("text/plain", False)
 
 
 class Sized:

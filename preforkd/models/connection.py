@@ -50,11 +50,9 @@ class SpeaksPlainly(ConnectionError):
 class Connection:
     """One client. As an `http.Transport` it blocks, at the paces of ``timeouts.body``, ``send`` and ``limits.rate``.
 
-    The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``heading``: a head is
-    awaited, with a deadline; ``registered``: what the poll set waits for, 0 if it is not in there; ``queued``: it is
-    among those to be looked at next;
-    ``closed``; ``preamble``: its PROXY header, until that is complete; ``upload``: what it is parked with while a body
-    arrives.
+    The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: what the
+    poll set waits for, 0 if it is not in there; ``queued``: it is among those to be looked at next; ``closed``;
+    ``preamble``: its PROXY header, until that is complete; ``upload``: what it is parked with while a body arrives.
     """
 
     #: Whether another process can go on with it.
@@ -69,7 +67,6 @@ class Connection:
         "closed",
         "fd",
         "fresh",
-        "heading",
         "parser",
         "peer",
         "preamble",
@@ -85,7 +82,6 @@ class Connection:
         self.peer = peer
         self.parser = parser
         self.fresh = True
-        self.heading = False
         self.registered = 0
         self.queued = False
         self.closed = False

@@ -60,6 +60,10 @@ class Deadlines(Generic[Waiter]):
         """Takes a waiter out; returns its deadline, None if it was not there."""
         return self._queue.pop(waiter, None)
 
+    def deadline(self, waiter: Waiter) -> float:
+        """When a waiter's time is up; infinite for one that is not there."""
+        return self._queue.get(waiter, math.inf)
+
     def nearest(self) -> float:
         """The deadline of the most urgent waiter; infinite if there is none."""
         for deadline in self._queue.values():

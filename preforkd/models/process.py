@@ -53,6 +53,7 @@ from preforkd.models.deadlines import Deadlines
 from preforkd.models.overload import Gate, retry_after
 from preforkd.models.porter import Porter
 from preforkd.models.preamble import Preamble, announced
+from preforkd.models.seldom import Seldom
 from preforkd.models.upload import Spool, Upload, received_first
 from preforkd.networks import Networks
 from preforkd.proxyprotocol import Unreadable
@@ -73,9 +74,6 @@ _PAUSE = 1.0
 #: How many pieces of a body (64 KiB each) are read before others have their turn: less than a millisecond, and as much
 #: memory as is taken before the disk is.
 _EAGER = 16
-#: A shortage is reported once in so many seconds.
-_REPORT_EVERY = 10.0
-
 #: So much of the body of a request that is turned away is read, so that its connection can be kept (bytes). More costs
 #: more than a new connection.
 _SKIP = 64 * 1024
@@ -140,9 +138,7 @@ class _Loop:
         self._proxied: dict[int, Networks] = {}
         #: Who the client is behind a trusted proxy; None where none is trusted.
         self._forwarding = Forwarding(pool.trusted_proxies, pool.forwarded) if pool.trusted_proxies else None
-        #: When a proxy's mistake was last told, and how many were not.
-        self._proxy_told_at = -math.inf
-        self._proxy_untold = 0
+        self._proxy_mistakes = Seldom()
         #: What makes the connections of a listener with TLS, by its descriptor and by the text siblings know it by.
         self._tls: dict[int, MakeConnection] = {}
         self._tls_named: dict[str, MakeConnection] = {}
@@ -165,8 +161,8 @@ class _Loop:
         self._now = -math.inf
         #: When to accept again after a shortage; infinite while accepting.
         self._resume_at = math.inf
-        self._reported_at = -math.inf
-        self._unspooled_at = -math.inf
+        self._shortages = Seldom()
+        self._unspooled = Seldom()
         self._left = False
         self._stopped = False
         #: True in a child that the application forked.
@@ -439,17 +435,31 @@ class _Loop:
                 self._ctx.log.error("accept_failed", address=address, error=str(error))
                 self._pause()  # and try again later
             return
-        connection: Connection
-        if self._proxied and fd in self._proxied:
-            if peer.client not in self._proxied[fd]:
-                os.close(client_fd)
-                self._proxy_mistake(peer, "it is not listed in proxy_protocol")
-                return
-            connection = self._connect(client_fd, peer, b"", self._tls.get(fd))
-            connection.preamble = Preamble()
+        if self._admits(fd, peer):
+            self._receive(self._welcome(fd, client_fd, peer))
         else:
-            connection = self._connect(client_fd, peer, b"", self._tls.get(fd))
-        self._receive(connection)
+            os.close(client_fd)
+            self._proxy_mistake(peer, "it is not listed in proxy_protocol")
+
+    def _admits(self, fd: int, peer: Peer) -> bool:
+        """Whether a client of a listener may connect: where a PROXY header is due, only from those who send one."""
+        return fd not in self._proxied or peer.client in self._proxied[fd]
+
+    def _welcome(self, fd: int, client_fd: int, peer: Peer) -> Connection:
+        """A new connection of a listener; nothing of it has been read yet."""
+        connection = self._connect(client_fd, peer, b"", self._tls.get(fd))
+        if fd in self._proxied:
+            connection.preamble = Preamble()
+        return connection
+
+    def _send_on(self, fd: int, client_fd: int, peer: Peer) -> bool:
+        """Gives a new client of a listener to a sibling, who welcomes it; the caller still has to close its own
+        descriptor."""
+        assert self._handover is not None
+        handed = handover.Handed(
+            client_fd, peer, b"", math.inf, announces=fd in self._proxied, listen=self._texts.get(fd, "")
+        )
+        return handover.give(self._handover[0], handed)
 
     def _take(self, fd: int) -> tuple[int, Peer]:
         """The next client of a listener. Raises OSError as accept(2) does."""
@@ -476,12 +486,8 @@ class _Loop:
         except OSError:
             pass  # a sibling was faster, or somebody else took the descriptor
         else:
-            proxies = self._proxied.get(fd)
-            if proxies is None or peer.client in proxies:
-                handed = handover.Handed(
-                    client_fd, peer, b"", math.inf, announces=proxies is not None, listen=self._texts.get(fd, "")
-                )
-                handover.give(self._handover[0], handed)
+            if self._admits(fd, peer):
+                self._send_on(fd, client_fd, peer)
             os.close(client_fd)
         self._keep_spare()
 
@@ -499,14 +505,12 @@ class _Loop:
 
     def _shortage(self, error: OSError) -> None:
         """Descriptors (or memory for them) have run out: whoever waits idly longest goes first."""
-        now = time.monotonic()
         victim = self._lingering.oldest() or self._idle.oldest()
         if victim is None:
             head = self._heads.oldest()
             if head is not None and head.parser.between:
                 victim = head
-        if now - self._reported_at >= _REPORT_EVERY:
-            self._reported_at = now
+        if self._shortages.due():
             self._ctx.log.warning(
                 "descriptors_exhausted",
                 error=os.strerror(error.errno or 0),
@@ -578,12 +582,8 @@ class _Loop:
     def _proxy_mistake(self, peer: Peer, reason: str) -> None:
         """Says that a connection or a request was refused for what its proxy is, or sent. Once in a while: strangers
         can make it happen as often as they like."""
-        self._proxy_untold += 1
-        now = time.monotonic()
-        if now - self._proxy_told_at >= _REPORT_EVERY:
-            self._ctx.log.warning("proxy_refused", client=peer.client, reason=reason, times=self._proxy_untold)
-            self._proxy_told_at = now
-            self._proxy_untold = 0
+        if times := self._proxy_mistakes.due():
+            self._ctx.log.warning("proxy_refused", client=peer.client, reason=reason, times=times)
 
     def _advance(self, connection: Connection) -> None:
         if connection.upload is not None:
@@ -609,16 +609,11 @@ class _Loop:
         """Waits for more bytes: of a head, from when its first byte came (or the client), or of the next request."""
         if connection.parser.between and not connection.fresh:
             self._heads.discard(connection)
-            connection.heading = False
             self._idle.renew(connection, time.monotonic())
         elif connection not in self._heads:
             self._idle.discard(connection)
-            self._await_head(connection, time.monotonic() + self._heads.timeout)
+            self._heads.add(connection, time.monotonic() + self._heads.timeout)
         self._register(connection)
-
-    def _await_head(self, connection: Connection, deadline: float) -> None:
-        connection.heading = True
-        self._heads.add(connection, deadline)
 
     def _register(self, connection: Connection) -> None:
         interest = connection.interest
@@ -714,9 +709,7 @@ class _Loop:
         return True
 
     def _report_unspooled(self, error: OSError) -> None:
-        now = time.monotonic()
-        if now - self._unspooled_at >= _REPORT_EVERY:
-            self._unspooled_at = now
+        if self._unspooled.due():
             self._ctx.log.warning(
                 "body_not_stored",
                 error=str(error),
@@ -772,9 +765,7 @@ class _Loop:
 
     def _serve(self, connection: Connection, request: Request, upload: Upload | None = None) -> None:
         ctx = self._ctx
-        if connection.heading:
-            connection.heading = False
-            self._heads.discard(connection)
+        self._heads.discard(connection)
         stored = None
         if upload is not None:
             # Its file is the application's now, and stays open in a child that it forks.
@@ -782,19 +773,18 @@ class _Loop:
             connection.upload = None
             stored = upload.spool
         peer = connection.peer
-        asked = request
+        asked, refusal = request, None
         if self._forwarding is not None:
             try:
                 peer, request = self._forwarding.apply(request, peer)
             except Malformed as mistake:
                 self._proxy_mistake(peer, str(mistake))
-                self._refuse(connection, Refusal(400, "what a proxy says of the client is malformed", request.line))
-                if stored is not None:
-                    stored.close()
-                return
-        if (request.target[0] != "/" or not connection.movable) and connection.misdirected(asked):
+                refusal = Refusal(400, "what a proxy says of the client is malformed", request.line)
+        if refusal is None and (request.target[0] != "/" or not connection.movable) and connection.misdirected(asked):
             # Asked for on this connection, whatever a proxy tells of another one.
-            self._refuse(connection, Refusal(421, "this connection is not for such a URL; make another", request.line))
+            refusal = Refusal(421, "this connection is not for such a URL; make another", request.line)
+        if refusal is not None:
+            self._refuse(connection, refusal)
             if stored is not None:
                 stored.close()
             return
@@ -821,18 +811,21 @@ class _Loop:
                 self._log_exchange(exchange, now - (start if upload is None else upload.started))
             if stored is not None:
                 stored.close()
+        self._answered(connection, exchange)
+        if exchange.keep_alive and now - start > _SLOW and len(self._connections) > 1:
+            self._share_parked()
+
+    def _answered(self, connection: Connection, exchange: Exchange) -> None:
+        """What becomes of a connection after the answer that was sent just now."""
         connection.fresh = False
-        if exchange.keep_alive:
-            if not exchange.body_ended:
-                self._drain(connection, request)
-            elif connection.registered and not connection.parser.unread:
-                self._idle.renew(connection, now)  # the poll set tells
-            else:
-                self._next(connection)
-            if now - start > _SLOW and len(self._connections) > 1:
-                self._share_parked()
-        else:
+        if not exchange.keep_alive:
             self._end(connection, exchange)
+        elif not exchange.body_ended:
+            self._drain(connection, exchange.request)
+        elif connection.registered and not connection.parser.unread:
+            self._idle.renew(connection, self._now)  # the poll set tells
+        else:
+            self._next(connection)
 
     def _end(self, connection: Connection, exchange: Exchange) -> None:
         """The answer was the connection's last."""
@@ -855,7 +848,6 @@ class _Loop:
             return False
         ctx.request_refused(waited)
         self._heads.discard(connection)
-        connection.heading = False
         exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
         exchange.skip_body(connection.read, _SKIP)
         try:
@@ -870,13 +862,7 @@ class _Loop:
         ctx.rests()  # where all are turned away, no request comes that would put its alarm off
         if ctx.access is not None:
             self._log_exchange(exchange, self._now - start)
-        connection.fresh = False
-        if not exchange.keep_alive:
-            self._end(connection, exchange)
-        elif exchange.body_ended:
-            self._next(connection)
-        else:
-            self._drain(connection, request)
+        self._answered(connection, exchange)
         return True
 
     def _next(self, connection: Connection) -> None:
@@ -983,22 +969,19 @@ class _Loop:
 
     def _hand_over(self, connection: Connection) -> None:
         """Gives a parked connection to a sibling; if none takes it now it stays until its next answer or deadline."""
-        idle = connection in self._idle
-        deadline = (self._idle if idle else self._heads).discard(connection)
-        assert deadline is not None
-        if self._give(connection, math.inf if idle else deadline):
-            return
-        if deadline == math.inf:
-            deadline = time.monotonic() + self._timeouts.graceful
-        (self._idle if idle else self._heads).add(connection, deadline)
+        if not self._give(connection):
+            queue = self._idle if connection in self._idle else self._heads
+            assert connection in queue
+            if queue.deadline(connection) == math.inf:
+                queue.add(connection, time.monotonic() + self._timeouts.graceful)
 
-    def _give(self, connection: Connection, deadline: float) -> bool:
-        """Sends a connection to whichever sibling takes it; ``deadline`` is that of its head, infinite if none has
-        begun."""
+    def _give(self, connection: Connection) -> bool:
+        """Sends a connection to whichever sibling takes it, with the deadline of its head if one has begun."""
         if self._handover is None or not connection.movable:
             return False
         preamble = connection.preamble
         read = connection.parser.unread if preamble is None else preamble.data
+        deadline = self._heads.deadline(connection)
         handed = handover.Handed(connection.fd, connection.peer, read, deadline, announces=preamble is not None)
         if not handover.give(self._handover[0], handed):
             return False
@@ -1016,14 +999,7 @@ class _Loop:
 
     def pass_on(self, connection: Connection) -> bool:
         """Gives one of them away."""
-        if connection.heading:
-            deadline = self._heads.discard(connection)
-            assert deadline is not None
-            if self._give(connection, deadline):
-                return True
-            self._heads.add(connection, deadline)
-            return False
-        return self._give(connection, math.inf)
+        return self._give(connection)
 
     def relay(self) -> bool:
         """Passes on what this worker was woken for and did not get to, because the request came first: the kernel wakes
@@ -1044,21 +1020,14 @@ class _Loop:
         return bool(waiting)
 
     def _relay_client(self, fd: int) -> None:
-        assert self._handover is not None
         try:
             client_fd, peer = self._take(fd)
         except OSError:
             return  # a sibling was faster; or it fails for the main thread, too, which says so
-        proxies = self._proxied.get(fd)
-        announces = proxies is not None
-        handed = handover.Handed(client_fd, peer, b"", math.inf, announces, self._texts.get(fd, ""))
-        if (proxies is not None and peer.client not in proxies) or handover.give(self._handover[0], handed):
+        if not self._admits(fd, peer) or self._send_on(fd, client_fd, peer):
             os.close(client_fd)
-            return
-        connection = self._connect(client_fd, peer, b"", self._tls.get(fd))
-        if announces:
-            connection.preamble = Preamble()
-        self._park(connection)
+        else:
+            self._park(self._welcome(fd, client_fd, peer))
 
     def _relay_handed(self) -> None:
         assert self._handover is not None
@@ -1139,7 +1108,7 @@ class _Loop:
             connection = self._connect(handed.fd, handed.peer, handed.data)
             connection.fresh = False
         if handed.announces or not connection.parser.between:
-            self._await_head(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
+            self._heads.add(connection, min(handed.deadline, time.monotonic() + self._heads.timeout))
             self._register(connection)
             if not handed.announces:
                 self._queue(connection)  # a complete head may have been handed over as well

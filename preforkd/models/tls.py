@@ -17,12 +17,12 @@ import errno
 import os
 import select
 import ssl
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from preforkd.http import Peer, Request, RequestParser
 from preforkd.models.connection import Connection, SpeaksPlainly
+from preforkd.models.seldom import Seldom
 from preforkd.tls import ServerTls, described
 
 if TYPE_CHECKING:
@@ -36,30 +36,22 @@ _WRITE = 64 * 1024
 #: (30 bytes each). In a handshake: the longest chain of certificates that OpenSSL takes (SSL_CTX_set_max_cert_list(3)).
 _BARREN = 32 * 1024
 _BARREN_HANDSHAKE = 128 * 1024
-#: Failed handshakes are told once in so many seconds; the port of any machine is scanned all day.
-_REPORT_EVERY = 10.0
 
 #: The first byte of a TLS record that may begin a connection: a handshake (RFC 8446, 5.1).
 _HANDSHAKE = 0x16
 
 
 class Failures:
-    """Tells of handshakes that failed: the first one, then one in ten seconds with the number of those before."""
+    """Tells of handshakes that failed: the first one, then one in a while with the number of those before."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._told_at = float("-inf")
-        self._untold = 0
+        self._failed = Seldom()
 
     def note(self, client: str, reason: str) -> None:
         """A handshake with ``client`` failed."""
-        now = time.monotonic()
-        if now - self._told_at < _REPORT_EVERY:
-            self._untold += 1
-            return
-        self._log.info("tls_handshake_failed", client=client, reason=reason, more=self._untold)
-        self._told_at = now
-        self._untold = 0
+        if times := self._failed.due():
+            self._log.info("tls_handshake_failed", client=client, reason=reason, more=times - 1)
 
 
 class TLSConnection(Connection):

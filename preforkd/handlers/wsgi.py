@@ -285,13 +285,11 @@ class _Call:
                 raise TypeError(f"the application's iterable must yield bytes, not {type(block).__name__}")
             if not block:
                 continue
-            if not self._started:
-                self._require_start()
+            self._require_start()
             exchange.write(block, len(block) if single else total)
             if exchange.bodiless:
                 break  # nothing more can be sent; an endless generator must not run for a HEAD
-        if not self._started:
-            self._require_start()
+        self._require_start()
 
     def _require_start(self) -> None:
         if not self._started:

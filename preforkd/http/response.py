@@ -117,9 +117,9 @@ def _check_status(status: str) -> tuple[str, int, bool]:
 class CheckedHead:
     """A status and header that may be sent as they are.
 
-    ``code`` is the status as a number; ``bodiless`` is true if it has no body, whatever the application says;
-    ``length`` the declared Content-Length or None, ``lines`` the fields as they go
-    out (without a Content-Length). Immutable by convention.
+    ``code`` is the status as a number, ``bodiless`` true if it has no body, whatever the application says, ``length``
+    the declared Content-Length or None, ``lines`` the fields as they go out (without a Content-Length). Immutable by
+    convention.
     """
 
     __slots__ = ("_fields", "bodiless", "code", "dated", "length", "lines", "server_named", "status", "upgrade")
@@ -230,8 +230,8 @@ def early_hints(headers: Iterable[tuple[str, str]]) -> bytes:
     Raises:
         BadResponse: They cannot be sent.
     """
-    lines = [f"{name}: {value}\r\n" for name, value in CheckedHead("200 OK", headers).headers]
-    return f"HTTP/1.1 103 Early Hints\r\n{''.join(lines)}\r\n".encode("latin-1") if lines else b""
+    lines = CheckedHead("200 OK", headers).lines
+    return b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines) if lines else b""
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -37,13 +37,19 @@ def taken(pair: Pair) -> passing.Handed:
     return handed
 
 
-def test_what_was_given_away_after_it_was_reported_is_not_read(
-    start: Start, connect: Connect, gate: Gate, handover: Pair
-) -> None:
+def without_siblings(start: Start, connect: Connect, handover: Pair) -> tuple[Worker, Client, Client]:
+    """A worker that has nobody to give connections to as yet, and two clients; it has served the second."""
     worker = start(handover=handover)
     worker.siblings[0] = 0
     busy, other = connect(), connect()
     assert other.get().status == 200
+    return worker, busy, other
+
+
+def test_what_was_given_away_after_it_was_reported_is_not_read(
+    start: Start, connect: Connect, gate: Gate, handover: Pair
+) -> None:
+    worker, busy, other = without_siblings(start, connect, handover)
     busy.send(HOLD + HOLD)
     gate.wait_held()
     other.send(GET)
@@ -62,10 +68,7 @@ def test_what_was_given_away_after_it_was_reported_is_not_read(
 def test_one_that_was_adopted_and_not_looked_at_is_given_away_once(
     start: Start, connect: Connect, gate: Gate, handover: Pair
 ) -> None:
-    worker = start(handover=handover)
-    worker.siblings[0] = 0
-    busy, other = connect(), connect()
-    assert other.get().status == 200
+    worker, busy, other = without_siblings(start, connect, handover)
     busy.send(HOLD + GET + HOLD)
     gate.wait_held()
     ours, theirs = socket.socketpair()
@@ -129,10 +132,7 @@ def test_who_waited_behind_a_long_request_is_counted_no_longer_than_that(
     start: Start, connect: Connect, gate: Gate, handover: Pair
 ) -> None:
     """The master starts workers for those who wait."""
-    worker = start(handover=handover)
-    worker.siblings[0] = 0
-    busy, other = connect(), connect()
-    assert other.get().status == 200
+    worker, busy, other = without_siblings(start, connect, handover)
     busy.send(HOLD)
     gate.wait_held()
     other.send(GET)

@@ -14,7 +14,8 @@ from __future__ import annotations
 from preforkd.http.events import END, Data, End, Event, Refusal, Request
 from preforkd.http.exchange import AccessRecord, BodyError, ClientGone, Exchange, Peer, StoredBody, Transport
 from preforkd.http.limits import RequestLimits
-from preforkd.http.parser import Memory, RequestParser
+from preforkd.http.memory import Memory
+from preforkd.http.parser import RequestParser
 from preforkd.http.response import BadResponse, CheckedHead, Framing, http_date, phrase, plain_page, refusal_bytes
 
 __all__ = [

@@ -7,20 +7,18 @@ connection ends. Each rule names its section.
 The events are a function of the bytes alone, never of how they were cut: a check that can be made before the head is
 complete looks only at a prefix, and is made in the same order when all arrives at once.
 
-Clients repeat themselves (HPACK, RFC 7541, lives on it): a browser sends the same fields with every request, a monitor
-or a proxy the same head for ever. What was read once and found good is therefore remembered (`Memory`), by its exact
-bytes.
+Clients repeat themselves, so that what was read and found good is remembered by its exact bytes (`memory`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
 from preforkd.http._llhttp import BadHead, UnknownMethod, split_fields
 from preforkd.http.chunked import ChunkedBody
 from preforkd.http.events import END, Data, Event, Refusal, Request
 from preforkd.http.limits import RequestLimits
+from preforkd.http.memory import REMEMBERED_LENGTH, Field, Fields, Line, Memory
 from preforkd.networks import canonical
 
 # RFC 9112, 3: method SP request-target SP HTTP-version; single spaces, no leniency. Visible ASCII only in the target.
@@ -36,54 +34,6 @@ _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _DIGITS = re.compile(rb"[0-9]+")
 
 _HEAD, _LENGTH, _CHUNKED, _FAILED = range(4)
-
-#: How many heads, and blocks of fields, are remembered, and how long they may be: at most a megabyte in all.
-_REMEMBERED = 128
-_REMEMBERED_LENGTH = 2048
-
-
-@dataclass(slots=True)
-class _Fields:
-    """What the fields of a head say together, as far as it does not depend on the request line."""
-
-    headers: list[tuple[bytes, bytes]]
-    host: bytes | None
-    length: int | None
-    #: It was said, and not only concluded from the absence of everything else.
-    length_given: bool
-    keep_alive: bool
-    expectation: bool
-    shared: dict[str, object] = field(default_factory=dict)
-
-
-class Memory:
-    """Heads, and blocks of fields, that were good, by their exact bytes; for parsers that have the same limits.
-
-    Only bytes that went through every check get in, and equal bytes mean equal things, so that who is served from here
-    is served as if it were not there. It is emptied when it is full: what comes again comes back soon.
-    """
-
-    __slots__ = ("blocks", "heads", "methods")
-
-    def __init__(self) -> None:
-        #: A complete head without a body -> its request.
-        self.heads: dict[bytes, Request] = {}
-        #: The field lines of an HTTP/1.1 head, with the line end of the last -> what they say.
-        self.blocks: dict[bytes, _Fields] = {}
-        #: Methods that llhttp knows; it knows few.
-        self.methods: set[bytes] = set()
-
-    def remember_head(self, head: bytes, request: Request) -> None:
-        """Keeps a request without a body."""
-        if len(self.heads) >= _REMEMBERED:
-            self.heads.clear()
-        self.heads[head] = request
-
-    def remember_block(self, block: bytes, fields: _Fields) -> None:
-        """Keeps the fields of a good HTTP/1.1 head."""
-        if len(self.blocks) >= _REMEMBERED:
-            self.blocks.clear()
-        self.blocks[block] = fields
 
 
 class RequestParser:
@@ -224,44 +174,28 @@ class RequestParser:
         line = match[0]
         start = match.end() + 2
         end = data.find(b"\r\n\r\n", start - 2, start + limits.header)
-        known: _Fields | None = None
-        if end >= 0:
-            window = data[start : end + 2]
-            # What llhttp would find in a request line that our own expression took: a method that it knows or not, and
-            # a target that begins with a slash, to which it has no objection.
-            if match[3] == b"1.1" and match[1] in self._memory.methods and match[2].startswith(b"/"):
-                known = self._memory.blocks.get(window)
-        else:
+        if end < 0:
             window = data[start : start + limits.header]
-        if known is None:
-            lines = window.count(b"\r\n")
-            # RFC 9112, 2.2: a bare LF or CR is not a line end. The last byte of an incomplete window is not judged yet.
-            if window.count(b"\n") != lines or window.count(b"\r") - window.endswith(b"\r") != lines:
+            # The last byte of an incomplete window is not judged yet.
+            if _has_bare(window.removesuffix(b"\r")):
                 return self._refuse(400, "a header line does not end in CRLF", line)
-            if end < 0:
-                if len(window) >= limits.header:
-                    return self._refuse(431, f"the header is longer than {limits.header} bytes", line)
-                return None
-            if lines > limits.fields:
-                return self._refuse(431, f"the header has more than {limits.fields} fields", line)
-            try:
-                fields = split_fields(data[: end + 4])
-            except UnknownMethod:
-                return self._refuse(501, "the method is not known here", line)
-            except BadHead as error:
-                # llhttp refuses some transfer codings itself, without telling "malformed" from "not implemented".
-                return self._refuse(*(_bad_coding(error.fields) or (400, f"the header is malformed: {error}")), line)
-            if len(fields) != lines:
-                # A line that is not a field of its own: a folded one, or something that llhttp reads in another way
-                # than we.
-                return self._refuse(400, "a header line is not a field", line)
-            judged = _judge_fields(fields, match[3] == b"1.1", limits)
+            if len(window) >= limits.header:
+                return self._refuse(431, f"the header is longer than {limits.header} bytes", line)
+            return None
+        window = data[start : end + 2]
+        memory = self._memory
+        # What llhttp would find in a request line that our own expression took: a method that it knows or not, and a
+        # target that begins with a slash, to which it has no objection.
+        familiar = match[1] in memory.methods and match[2].startswith(b"/")
+        http11 = match[3] == b"1.1"
+        known = memory.blocks.get(window) if familiar and http11 else None
+        if known is None:
+            judged = self._read_fields(data[:start], window, familiar, http11)
             if isinstance(judged, tuple):
                 return self._refuse(*judged, line)
-            if match[3] == b"1.1":
-                self._memory.methods.add(match[1])
-                if len(window) <= _REMEMBERED_LENGTH:
-                    self._memory.remember_block(window, judged)
+            memory.methods.add(match[1])
+            if http11:
+                memory.remember_block(window, judged)
             known = judged
         outcome = _judge_line(match, known)
         if isinstance(outcome, tuple):
@@ -277,14 +211,75 @@ class RequestParser:
         else:
             self._state = _LENGTH
             self._left = outcome.length
-            if not outcome.length and end <= _REMEMBERED_LENGTH:
-                self._memory.remember_head(data[: end + 4], outcome)
+            if not outcome.length and end <= REMEMBERED_LENGTH:
+                memory.remember_head(data[: end + 4], outcome)
         return outcome
+
+    def _read_fields(self, beginning: bytes, window: bytes, familiar: bool, http11: bool) -> Fields | tuple[int, str]:
+        """The fields of a complete head; a refusal is a status and a reason.
+
+        llhttp is given the lines that are not remembered, behind the request line (``beginning``), which is
+        ``familiar`` if it has nothing to say about that. What it would say about several lines together is ours to
+        judge, and the lines in question are never remembered.
+        """
+        memory = self._memory
+        remembered = memory.lines.get
+        texts = window.split(b"\r\n")
+        texts.pop()
+        fields: list[Field] = []
+        ruled: list[tuple[int, bytes]] = []
+        strange: list[bytes] = []
+        places: list[int] = []
+        for place, text in enumerate(texts):
+            line = remembered(text) if familiar else None
+            if line is None:
+                if b"\n" in text or b"\r" in text:
+                    return 400, "a header line does not end in CRLF"
+                strange.append(text)
+                places.append(place)
+                line = _UNREAD
+            fields.append(line[0])
+            if line[1]:
+                ruled.append((place, line[1]))
+        if len(texts) > self._limits.fields:
+            return 431, f"the header has more than {self._limits.fields} fields"
+        if strange or not familiar:
+            try:
+                found = split_fields(b"\r\n".join((beginning[:-2], *strange, b"\r\n")))
+            except UnknownMethod:
+                return 501, "the method is not known here"
+            except BadHead as error:
+                if familiar:
+                    # What it says depends on the lines before.
+                    return self._read_fields(beginning, window, False, http11)
+                # llhttp refuses some transfer codings itself, without telling "malformed" from "not implemented".
+                return _bad_coding(error.fields) or (400, f"the header is malformed: {error}")
+            if len(found) != len(strange):
+                if familiar:
+                    return self._read_fields(beginning, window, False, http11)
+                # A line that is not a field of its own: a folded one, or something that llhttp reads in another way
+                # than we.
+                return 400, "a header line is not a field"
+            for place, text, (name, value) in zip(places, strange, found, strict=True):
+                line = _classify(name, value)
+                fields[place] = line[0]
+                if line[1]:
+                    ruled.append((place, line[1]))
+                if line[1] not in _FRAMING:
+                    memory.remember_line(text, line)
+            ruled.sort()
+        return _judge_fields(fields, ruled, http11, self._limits)
 
     def _refuse(self, status: int, reason: str, line: bytes = b"") -> Refusal:
         self._state = _FAILED
         self._data = b""
         return Refusal(status, reason, line)
+
+
+def _has_bare(window: bytes) -> bool:
+    """RFC 9112, 2.2: a bare LF or CR is not a line end."""
+    lines = window.count(b"\r\n")
+    return window.count(b"\n") != lines or window.count(b"\r") != lines
 
 
 def _not_http(data: bytes) -> str:
@@ -303,8 +298,24 @@ def is_authority(value: bytes) -> bool:
     return address is None or (b":" in address and canonical(address.decode("ascii")) is not None)
 
 
-def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: RequestLimits) -> _Fields | tuple[int, str]:
-    """Everything about well-formed fields that llhttp leaves open, in one pass; a refusal is a status and a reason."""
+def _classify(name: bytes, value: bytes) -> Line:
+    """A field, and which of the rules below is about it."""
+    if value and value[-1] in b" \t":
+        # llhttp leaves whitespace at the end; bytes.strip() would take VT and FF too.
+        value = value.rstrip(b" \t")
+    kind = _kinds.get(name)
+    if kind is None:
+        kind = _look_up(name)
+    if kind == b"host" and not is_authority(value):
+        kind = b"bad host"
+    return (name, value), kind
+
+
+def _judge_fields(
+    fields: list[Field], ruled: list[tuple[int, bytes]], http11: bool, limits: RequestLimits
+) -> Fields | tuple[int, str]:
+    """Everything about well-formed fields that llhttp leaves open; a refusal is a status and a reason. ``ruled``:
+    which of them there are rules about, and which rules, in their order."""
     host: bytes | None = None
     length: int | None = 0
     length_seen = False
@@ -313,26 +324,18 @@ def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: Reque
     persist = http11
     expectation = b""
     underscored = False
-    for index, (name, value) in enumerate(fields):
-        if value and value[-1] in b" \t":
-            # llhttp leaves whitespace at the end; bytes.strip() would take VT and FF too.
-            value = value.rstrip(b" \t")
-            fields[index] = (name, value)
-        lower = _special.get(name)
-        if lower is None:
-            lower = _look_up(name)
-        if not lower:
-            continue
-        if lower == b"_":
+    for place, kind in ruled:
+        value = fields[place][1]
+        if kind == b"_":
             underscored = True
-        elif lower == b"host":
+        elif kind == b"host":
             # RFC 9112, 3.2: exactly one, and well formed.
             if host is not None:
                 return 400, "there is more than one Host field"
-            if not is_authority(value):
-                return 400, "the Host field is malformed"
             host = value
-        elif lower == b"content-length":
+        elif kind == b"bad host":
+            return 400, "the Host field is malformed" if host is None else "there is more than one Host field"
+        elif kind == b"content-length":
             # RFC 9112, 6.3, 5: a list of equal values might be mended; nobody honest sends one, so it is refused.
             if length_seen:
                 return 400, "there is more than one Content-Length"
@@ -342,11 +345,11 @@ def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: Reque
             if len(value) > 18 or int(value) > limits.body:
                 return 413, f"the body is longer than the {limits.body} bytes that are allowed"
             length = int(value)
-        elif lower == b"transfer-encoding":
+        elif kind == b"transfer-encoding":
             if coding is not None:
                 return 400, "there is more than one Transfer-Encoding"
             coding = value
-        elif lower == b"connection":
+        elif kind == b"connection":
             # RFC 9110, 7.6.1: a list of options; `close` wins over everything (RFC 9112, 9.3).
             options = {option.strip(b" \t").lower() for option in value.split(b",")}
             close = close or b"close" in options
@@ -375,10 +378,10 @@ def _judge_fields(fields: list[tuple[bytes, bytes]], http11: bool, limits: Reque
         if http11 and not expected <= {b"100-continue"}:
             return 417, "the only expectation met here is 100-continue"
         expectation = b",".join(expected)
-    return _Fields(fields, host, length, length_seen, persist and not close, bool(expectation))
+    return Fields(fields, host, length, length_seen, persist and not close, bool(expectation))
 
 
-def _judge_line(match: re.Match[bytes], fields: _Fields) -> Request | tuple[int, str]:
+def _judge_line(match: re.Match[bytes], fields: Fields) -> Request | tuple[int, str]:
     """The target, and what it means together with the fields; a refusal is a status and a reason."""
     method = match[1].decode("ascii")
     http11 = match[3] == b"1.1"
@@ -427,19 +430,21 @@ def _judge_line(match: re.Match[bytes], fields: _Fields) -> Request | tuple[int,
 
 
 _WITH_CONTENT = frozenset(("POST", "PUT", "PATCH"))
-_SPECIAL = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
+_UNREAD: Line = ((b"", b""), b"")
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_RULED = _FRAMING | {b"host", b"connection", b"expect"}
 
-#: Field name as sent -> in lower case if `_judge` has a rule for it, ``_`` if it has an underscore, else empty. Clients
-#: send few different names; strangers' inventions must not fill the memory.
-_special: dict[bytes, bytes] = {}
-_SPECIAL_MAX = 1000
+#: Field name as sent -> in lower case if `_judge_fields` has a rule for it, ``_`` if it has an underscore, else empty.
+#: Clients send few different names; strangers' inventions must not fill the memory.
+_kinds: dict[bytes, bytes] = {}
+_KINDS_MAX = 1000
 
 
 def _look_up(name: bytes) -> bytes:
     lower = name.lower()
-    kind = b"_" if b"_" in lower else lower if lower in _SPECIAL else b""
-    if len(_special) < _SPECIAL_MAX:
-        _special[name] = kind
+    kind = b"_" if b"_" in lower else lower if lower in _RULED else b""
+    if len(_kinds) < _KINDS_MAX:
+        _kinds[name] = kind
     return kind
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import h11
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -87,7 +88,7 @@ def test_events_do_not_depend_on_the_cut(raw: bytes, points: list[int]) -> None:
 def test_what_is_remembered_changes_nothing(streams: list[bytes], points: list[int]) -> None:
     """Parsers of many connections share a memory; each says what it would say alone."""
     memory = Memory()
-    for raw in streams * 2:
+    for raw in streams * 3:
         alone = events([raw])
         assert events([raw], memory=memory) == alone
         assert events(cut(raw, points), memory=memory) == alone
@@ -114,9 +115,43 @@ _BLOCKS = [
 def test_every_line_with_every_block_after_all_others() -> None:
     memory = Memory()
     heads = [line + b"\r\n" + block + b"\r\n" for line in _LINES for block in _BLOCKS]
-    for head in heads * 2:
+    for head in heads * 3:
         assert events([head + b"abc0\r\n\r\n"], memory=memory) == events([head + b"abc0\r\n\r\n"])
         assert events([head], memory=memory) == events([head])
+
+
+#: Single lines, good and bad, alone or beside another.
+_FIELD_LINES = [
+    b"A: b", b"Host: x", b"Host: y", b"host: [::1", b"Host:", b"Content-Length: 3", b"Content-Length: 03",
+    b"content-length: +3", b"Content-Length: 3, 3", b"Transfer-Encoding: chunked", b"transfer-encoding: gzip, chunked",
+    b"Transfer-Encoding: gzip", b"Connection: close", b"connection: keep-alive", b"Connection: upgrade",
+    b"Upgrade: h2c", b"Expect: 100-continue", b"Expect: other", b"Expect:", b"X_A: 1", b"X-A: 1", b"X-A: 1\t ",
+    b" folded", b"\tfolded", b"A : b", b": b", b"A", b"", b"A: \x00", b"A: b\rc", b"A: b\nc", b"A: b\r", b"\xe4: b",
+    b"A: \xe4", b"A:\x0bb\x0b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [b"GET / HTTP/1.1", b"POST /a HTTP/1.0", b"OPTIONS * HTTP/1.1"])
+def test_every_field_beside_every_other_one(line: bytes) -> None:
+    memory = Memory()
+    for one in _FIELD_LINES * 2:
+        for other in _FIELD_LINES:
+            head = b"\r\n".join((line, b"Host: x", one, b"B: c", other, b"", b"abc0\r\n\r\n"))
+            alone = events([head])
+            assert events([head], memory=memory) == alone, head
+            assert events(cut(head, [len(line) + 20]), memory=memory) == alone, head
+
+
+def test_a_memory_that_is_full_forgets_and_goes_on() -> None:
+    memory = Memory()
+    head = b"GET /%d HTTP/1.1\r\nHost: x\r\nCookie: id=%d\r\nAccept: a\r\nX: %d\r\n\r\n"
+    for number in range(3000):
+        for _ in range(2):
+            raw = head % ((number,) * 3)
+            assert events([raw], memory=memory) == events([raw])
+    assert len(memory.lines) < 2000
+    assert len(memory.blocks) < 1000
+    assert len(memory.heads) < 1000
 
 
 def test_every_byte_of_a_target_means_the_same_where_the_fields_are_known() -> None:

@@ -19,7 +19,7 @@ from benchmarks.apps import application
 from benchmarks.load import BROWSER
 from benchmarks.run import Run
 from preforkd.handlers.wsgi import WSGI, Application, Nowhere
-from preforkd.http import AccessRecord, Exchange, Memory, Peer, Request, RequestLimits, RequestParser
+from preforkd.http import AccessRecord, CheckedHead, Exchange, Memory, Peer, Request, RequestLimits, RequestParser
 from preforkd.logs.access import compile_format
 from preforkd.scoreboard import Scoreboard
 
@@ -85,15 +85,19 @@ def _scoreboard() -> Callable[[], object]:
     return step
 
 
-def _log() -> Callable[[], object]:
-    line = compile_format("combined")
+def _log(format: str, *, anew: bool = False) -> Callable[[], object]:
+    """What a worker does for a line, in a form that `AccessLog` has; ``anew``: no such fields were seen before."""
+    line = compile_format(format)
     request = _request(_BROWSER % (1, 1))
+    head = CheckedHead("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "13")])
     null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
 
     def step() -> None:
+        if anew:
+            request.shared.clear()
         record = AccessRecord(
-            time.time(), 0.001, "127.0.0.1", "GET", "/", "HTTP/1.1", 200, 13, 0, request.headers, [], None, "web",
-            "web/0", 1,
+            time.time(), 0.001, "127.0.0.1", request.method, request.target, request.protocol, 200, 13, 0,
+            request.headers, request.shared, head, None, "web", "web/0",
         )  # fmt: skip
         os.write(null, line(record))
 
@@ -139,7 +143,9 @@ def scenario(run: Run) -> report.Section:
             "environ, application, answer; the head is known": _answering(_PLAIN, anew=False),
             "environ, application, answer; 13 fields, never seen": _answering(_BROWSER % (1, 1), anew=True),
             "scoreboard: busy, idle, counted": _scoreboard(),
-            "access log: one line, combined": _log(),
+            "access log: one line, combined; the fields are known": _log("combined"),
+            "access log: one line, combined; 13 fields, never seen": _log("combined", anew=True),
+            "access log: one line, json; the fields are known": _log("json"),
         }
         found = {name: _measure(step, rounds) for name, step in steps.items()}
     finally:

@@ -7,6 +7,7 @@ once: 100-continue, an answer before the request's end, when a connection can ca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -465,10 +466,10 @@ class AccessRecord:
         method, target, protocol: As sent; empty where the request was not understood that far.
         status: Of the answer; 0 if there was none.
         sent, received: Bytes of content, without heads and framing.
-        headers: The request's header fields as sent.
-        response_headers: The application's header fields.
+        headers, shared: The request's header fields as sent, and what is kept for all requests with these (`Request`).
+        head: The answer's, None if there was none.
         user: REMOTE_USER, if the application set it.
-        pool, worker, pid: Who answered; ``worker`` is like ``web/3``.
+        pool, worker: Who answered; ``worker`` is like ``web/3``.
     """
 
     time: float
@@ -481,8 +482,18 @@ class AccessRecord:
     sent: int
     received: int
     headers: list[tuple[bytes, bytes]]
-    response_headers: list[tuple[str, str]]
+    shared: dict[str, object]
+    head: CheckedHead | None
     user: str | None
     pool: str
     worker: str
-    pid: int
+
+    @property
+    def response_headers(self) -> list[tuple[str, str]]:
+        """The application's header fields."""
+        return self.head.headers if self.head is not None else []
+
+    @property
+    def pid(self) -> int:
+        """The process that answered."""
+        return os.getpid()

@@ -1,8 +1,9 @@
 r"""The access log: one line a request, in Apache's formats or as JSON, one ``write`` a line.
 
 A format is compiled once into one Python function, because it runs for every request: the function looks up what the
-format names and nothing else, formats times once a second, and looks at everything that came from the client in a
-single check; only where that finds a character to escape does it escape value by value.
+format names and nothing else, formats times once a second, takes the request's fields from where it left them when the
+same ones came before, and looks at everything else that came from the client in a single check; only where that finds a
+character to escape does it escape value by value.
 
 Apache's escaping holds (``ap_escape_logitem``): a quote as ``\"``, a backslash as ``\\``, newline, return, tab,
 backspace and vertical tab as in C, all other bytes that are not printable ASCII as ``\xhh``. So a client can neither
@@ -70,6 +71,10 @@ class Record(Protocol):
     @property
     def headers(self) -> Sequence[tuple[bytes, bytes]]:
         """The request's fields; names in any spelling."""
+
+    @property
+    def shared(self) -> dict[str, object]:
+        """What belongs to these ``headers`` and comes again with them; the log keeps there what it made of them."""
 
     @property
     def response_headers(self) -> Sequence[tuple[str, str]]:
@@ -157,7 +162,7 @@ def compile_format(format: str) -> Formatter:
     if format == "json":
         return _json_line
     pattern = NICKNAMES.get(format, format)
-    source = _Source()
+    source = _Source(format)
     problems: list[str] = []
     unknown = False
     pieces: list[str] = []  # the inside of the f-string that becomes the line
@@ -210,7 +215,8 @@ class _Source:
     Nothing of the format's text gets into the source but as an escaped literal or through `_constant`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, format: str) -> None:
+        self._format = format
         self.used = False
         self._constants: dict[str, object] = {"escape": _escape, "user_name": _user_name}
         self._values: dict[str, str] = {}  # expression -> variable, so that nothing is looked up twice
@@ -239,7 +245,7 @@ class _Source:
     def build(self, inside: str) -> Formatter:
         """The function."""
         lines = ["def line(record):"]
-        lines += _header_loop("record.headers", self._request_headers, str.encode, "b', '")
+        lines += self._kept_headers()
         lines += _header_loop("record.response_headers", self._response_headers, str, "', '")
         lines += [f"{variable} = {expression}" for expression, variable in self._values.items()]
         if self._from_client:
@@ -254,6 +260,23 @@ class _Source:
         exec(compile("\n    ".join(lines), "<log format>", "exec"), namespace)  # noqa: S102 (see the class)
         made: Formatter = namespace["line"]  # type: ignore[assignment]
         return made
+
+    def _kept_headers(self) -> Iterator[str]:
+        """Statements that fill the variables of `_request_header`: from what is kept, else by a look at all fields."""
+        if not self._request_headers:
+            return
+        key = self._constant("access log " + self._format)
+        values = ", ".join(f"header_{variable}" for variable in self._request_headers.values())
+        yield f"kept = record.shared.get({key})"
+        yield "if kept is None:"
+        for line in _header_loop("record.headers", self._request_headers, str.encode, "b', '"):
+            yield "    " + line
+        found = (
+            f"'-' if {variable} is None else escape({variable}.decode('latin-1'))"
+            for variable in self._request_headers.values()
+        )
+        yield f"    kept = record.shared[{key}] = ({', '.join(found)},)"
+        yield f"{values}, = kept"
 
     def _constant(self, value: object) -> str:
         constant = f"constant{len(self._constants)}"
@@ -304,7 +327,7 @@ class _Source:
 
     def _request_header(self, argument: str | None) -> str:
         variable = self._request_headers.setdefault(_field_name(argument), f"asked{len(self._request_headers)}")
-        return self._value(f"'-' if {variable} is None else {variable}.decode('latin-1')", from_client=True)
+        return f"{{header_{variable}}}"
 
     def _response_header(self, argument: str | None) -> str:
         # What the application answers with is often what a client gave it.
@@ -489,35 +512,25 @@ _MILLISECONDS = tuple(f"{number:03}" for number in range(1000))
 
 def _json_line(record: Record) -> bytes:
     """One JSON object a line; ASCII, so that any reader of any age can take it."""
-    referer = agent = None
-    for name, value in record.headers:
-        size = len(name)
-        if size == 7:
-            if name.lower() == b"referer":
-                referer = value.decode("latin-1")
-        elif size == 10 and name.lower() == b"user-agent":
-            agent = value.decode("latin-1")
+    told = record.shared.get(_JSON_HEADERS)
+    if told is None:
+        told = record.shared[_JSON_HEADERS] = _json_headers(record.headers)
     client, user, method, target, protocol = record.client, record.user, record.method, record.target, record.protocol
     pool, worker = record.pool, record.worker
-    seen = f"{client}{user}{method}{target}{protocol}{referer}{agent}{pool}{worker}"
+    seen = f"{client}{user}{method}{target}{protocol}{pool}{worker}"
     if seen.isascii() and seen.isprintable() and '"' not in seen and "\\" not in seen:
         # Nothing to escape: half of what the escaping costs is saved.
         if user is not None:
             user = f'"{user}"'
-        if referer is not None:
-            referer = f'"{referer}"'
-        if agent is not None:
-            agent = f'"{agent}"'
         texts = (
             f'"client":"{client}","user":{user or "null"},"method":"{method}","target":"{target}",'
-            f'"protocol":"{protocol}","referer":{referer or "null"},"user_agent":{agent or "null"},'
-            f'"pool":"{pool}","worker":"{worker}"'
+            f'"protocol":"{protocol}",{told},"pool":"{pool}","worker":"{worker}"'
         )
     else:
         texts = (
             f'"client":{_json_text(client)},"user":{_json_text(user)},"method":{_json_text(method)},'
-            f'"target":{_json_text(target)},"protocol":{_json_text(protocol)},"referer":{_json_text(referer)},'
-            f'"user_agent":{_json_text(agent)},"pool":{_json_text(pool)},"worker":{_json_text(str(worker))}'
+            f'"target":{_json_text(target)},"protocol":{_json_text(protocol)},{told},'
+            f'"pool":{_json_text(pool)},"worker":{_json_text(str(worker))}'
         )
     second = int(record.time)
     return (
@@ -525,6 +538,23 @@ def _json_line(record: Record) -> bytes:
         f'"status":{record.status},"sent":{record.sent},"received":{record.received},'
         f'"duration":{record.duration:.6f},"pid":{record.pid}}}\n'
     ).encode("ascii")
+
+
+#: Where the part of `_json_headers` is kept.
+_JSON_HEADERS = "access log json"
+
+
+def _json_headers(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """The members that come from the request's fields. The last of a name counts."""
+    referer = agent = None
+    for name, value in headers:
+        size = len(name)
+        if size == 7:
+            if name.lower() == b"referer":
+                referer = value.decode("latin-1")
+        elif size == 10 and name.lower() == b"user-agent":
+            agent = value.decode("latin-1")
+    return f'"referer":{_json_text(referer)},"user_agent":{_json_text(agent)}'
 
 
 def _json_text(value: str | None) -> str:
@@ -553,6 +583,10 @@ class _Shortened:
     def _short(self, value: str) -> str:
         cut = len(value) - self._cap
         return f"{value[: self._cap]}...({cut} cut)" if cut > 16 else value
+
+    @property
+    def shared(self) -> dict[str, object]:
+        return {}  # what is kept there belongs to the whole ones
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

@@ -1128,24 +1128,23 @@ class _Loop:
 
     def _log_exchange(self, exchange: Exchange, duration: float) -> None:
         request = exchange.request
-        head = exchange.head
         self._log_access(
             AccessRecord(
-                time=time.time() - duration,
-                duration=duration,
-                client=exchange.peer.client,
-                method=request.method,
-                target=request.target,
-                protocol=request.protocol,
-                status=exchange.status,
-                sent=exchange.sent,
-                received=exchange.received,
-                headers=request.headers,
-                response_headers=head.headers if head is not None else [],
-                user=exchange.user,
-                pool=self._ctx.pool.name,
-                worker=self._ctx.name,
-                pid=os.getpid(),
+                time.time() - duration,
+                duration,
+                exchange.peer.client,
+                request.method,
+                request.target,
+                request.protocol,
+                exchange.status,
+                exchange.sent,
+                exchange.received,
+                request.headers,
+                request.shared,
+                exchange.head,
+                exchange.user,
+                self._ctx.pool.name,
+                self._ctx.name,
             )
         )
 
@@ -1165,11 +1164,11 @@ class _Loop:
                 sent=length,
                 received=upload.spool.size if upload is not None and upload.spool is not None else 0,
                 headers=upload.request.headers if upload is not None else [],
-                response_headers=[],
+                shared=upload.request.shared if upload is not None else {},
+                head=None,
                 user=None,
                 pool=self._ctx.pool.name,
                 worker=self._ctx.name,
-                pid=os.getpid(),
             )
         )
 

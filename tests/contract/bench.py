@@ -53,7 +53,8 @@ class Reporter:
     debug = info = warning = error = event
 
     def log(self, record: AccessRecord, /) -> None:
-        self.report("access", **dataclasses.asdict(record))
+        told = {name: getattr(record, name) for name in (*dataclasses.asdict(record), "response_headers", "pid")}
+        self.report("access", **told)
 
 
 class Context:

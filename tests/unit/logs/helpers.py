@@ -31,6 +31,7 @@ class Request:
     headers: list[tuple[bytes, bytes]] = field(
         default_factory=lambda: [(b"Host", b"example.com"), (b"User-Agent", b"tests/1.0")]
     )
+    shared: dict[str, object] = field(default_factory=dict)
     response_headers: list[tuple[str, str]] = field(default_factory=lambda: [("Content-Type", "text/plain")])
     user: str | None = None
     pool: str = "web"

@@ -237,6 +237,28 @@ def test_every_json_line_is_one_object_with_the_same_keys(
     assert json.loads(written.decode().encode("utf-8")) == found  # no lone surrogates
 
 
+FORMATS = [
+    "common",
+    "combined",
+    "json",
+    "%{Referer}i",
+    "%{X}i %400,404{User-Agent}i %{X}o %V %r",
+    "%!200{Referer}i|%{X}i",
+]
+
+
+@given(
+    anything, anything, st.lists(st.tuples(st.sampled_from([b"Referer", b"referer", b"User-Agent", b"X"]), some_bytes))
+)
+def test_what_is_kept_of_fields_changes_no_line(target: str, other: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """Other formats and other requests have left there what they made of the same fields."""
+    shared: dict[str, object] = {}
+    for shown in (target, other):
+        for format in FORMATS:
+            fresh = line(format, target=shown, status=len(shown) + 399, headers=headers)
+            assert line(format, target=shown, status=len(shown) + 399, headers=headers, shared=shared) == fresh
+
+
 @given(st.text(st.sampled_from("äé€\U0001f600")))
 def test_json_shows_utf8_as_what_it_means(target: str) -> None:
     written = line("json", target=target.encode().decode("latin-1"))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from tempfile import _TemporaryFileWrapper
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from preforkd.handlers._load import application_traceback, load_application, require_wsgi
@@ -383,7 +383,6 @@ class Input:
             raise
 
 
-@runtime_checkable
 class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 

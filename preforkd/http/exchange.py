@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from preforkd.http.errors import BodyError, ClientGone
 from preforkd.http.events import Data, End, Refusal, Request
 from preforkd.http.parser import RequestParser
 from preforkd.http.response import CheckedHead, Framing, early_hints, plain_page, serialize
@@ -49,22 +50,6 @@ class StoredBody(Protocol):
     def take(self) -> bytes:
         """The next piece, empty at its end. Raises OSError where it cannot be read back."""
         ...
-
-
-class BodyError(OSError):
-    """The request's body cannot be read: the client went silent (408), left, or sent what is not understood (400, 413).
-
-    An application may catch it like any failed read. ``status`` is the answer that the client gets if it does not.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-
-
-class ClientGone(ConnectionError):
-    """The answer cannot be sent: the client closed the connection, or does not read any more."""
 
 
 @dataclass(slots=True)
@@ -120,12 +105,12 @@ class Exchange:
     stalled = False
     #: The request is received to its last byte.
     body_ended = False
-    _framing = Framing.NONE
+    _framing: Framing | None = None
     _left = 0
     _broken: BodyError | None = None
     _stored: StoredBody | None = None
     #: What had arrived of the body when the answer began.
-    _kept: tuple[bytes, ...] = ()
+    _kept: list[bytes] | None = None
 
     def __init__(
         self,
@@ -182,9 +167,7 @@ class Exchange:
                 return block
             self._stored = None
         if self._kept:
-            block, *rest = self._kept
-            self._kept = tuple(rest)
-            return block
+            return self._kept.pop(0)
         if self._broken is not None:
             raise self._broken
         while not self.body_ended:
@@ -232,7 +215,7 @@ class Exchange:
             event = self._parser.next_event()
             if type(event) is Data:
                 self.received += len(event.data)
-                self._kept = (*self._kept, event.data)
+                self._kept = [*(self._kept or ()), event.data]
             elif type(event) is End:
                 self.body_ended = True
             elif type(event) is Refusal:
@@ -358,7 +341,7 @@ class Exchange:
         """
         if not self.committed:
             self._send([self._commit(count)])
-        if self._framing is Framing.NONE:
+        if self._framing is None:
             return
         if self._framing is Framing.CHUNKED:
             # Only after write() without a length: one chunk.

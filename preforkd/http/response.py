@@ -45,7 +45,6 @@ class BadResponse(Exception):
 class Framing(Enum):
     """How the client learns where the body ends."""
 
-    NONE = auto()  # by the status or the method: 204, 205, 304, HEAD
     LENGTH = auto()
     CHUNKED = auto()
     CLOSE = auto()  # HTTP/1.0 without a length
@@ -186,12 +185,12 @@ def _start(status: str) -> bytes:
     return start
 
 
-def serialize(head: CheckedHead, framing: Framing, length: int | None, connection: str | None) -> bytes:
+def serialize(head: CheckedHead, framing: Framing | None, length: int | None, connection: str | None) -> bytes:
     """The bytes of a response head.
 
     Args:
         head: The application's part.
-        framing: Where the body will end.
+        framing: Where the body will end; None if there is none, by the status or the method (204, 205, 304, HEAD).
         length: The Content-Length to send, None for none.
         connection: The value of the Connection field, None to leave it out.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from preforkd.http.errors import BodyError, ClientGone
 from preforkd.http.events import Data, End, Refusal, Request
@@ -108,7 +108,6 @@ class Exchange:
     _framing: Framing | None = None
     _left = 0
     _broken: BodyError | None = None
-    _stored: StoredBody | None = None
     #: What had arrived of the body when the answer began.
     _kept: list[bytes] | None = None
 
@@ -130,11 +129,11 @@ class Exchange:
         self._parser = parser
         self._transport = transport
         self._continue = request.expects_continue
+        self._stored = stored
         if request.length == 0:
             parser.next_event()
             self.body_ended = True
         elif stored is not None:
-            self._stored = stored
             self.received = stored.size
             self.body_ended = stored.complete
 
@@ -255,10 +254,11 @@ class Exchange:
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    def start(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
+    def start(self, status: Any, headers: Iterable[Any]) -> None:
         """Sets status and header of the answer; nothing is sent before the body's first byte, or `finish`.
 
-        May be called again as long as nothing is sent: the last one counts.
+        They are checked here: an application may have passed anything. May be called again as long as nothing is sent:
+        the last one counts.
 
         Raises:
             BadResponse: They cannot be sent.
@@ -395,7 +395,7 @@ class Exchange:
         self.aborted = True
         self.keep_alive = False
 
-    def early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+    def early_hints(self, headers: Iterable[Any]) -> None:
         """Sends an interim response 103 with these fields at once (RFC 8297); any number of times before the answer.
 
         Does nothing once the answer has begun, and for HTTP/1.0, which knows no interim responses (RFC 9110, 15.2).

@@ -13,7 +13,7 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 COMPILED = """
     handlers/wsgi http/_llhttp http/chunked http/events http/exchange http/limits http/parser http/response
     models/connection models/deadlines models/handover models/pace models/preamble models/process models/seldom
-    models/upload scoreboard worker/context
+    models/tls models/upload scoreboard worker/context
 """
 
 

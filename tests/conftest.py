@@ -5,8 +5,8 @@
   test has ended is killed, and the test fails naming it.
 * **Skips.** Where the machine is known to have everything (``PREFORKD_CI`` in the environment, set by .ci/run), a test
   that is skipped is one that silently stopped testing: it fails, unless it is marked ``may_skip("why")``.
-* **The build.** With ``PREFORKD_COMPILED`` in the environment (Makefile, test-compiled) the compiled build is tested, or
-  nothing.
+* **The build.** With ``PREFORKD_COMPILED`` in the environment (Makefile, test-compiled) the compiled build is tested or
+  nothing is.
 * **hypothesis.** By default the same examples every time, so that a failure belongs to the change that is being made.
   ``--hypothesis-profile=long`` explores: many more examples, new ones each time.
 """

@@ -243,8 +243,8 @@ class _Call:
                 if close is not None:
                     close()
 
-    # What an application passes is checked where it is used, in words for its developer. An annotation would be a check of
-    # its own in the compiled build.
+    # What an application passes is checked where it is used, in words for its developer. In the compiled build an
+    # annotation would be a check of its own.
 
     def start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
         """PEP 3333's start_response."""

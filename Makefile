@@ -8,6 +8,8 @@
 #   make install    as root: the service, for systemctl start preforkd
 #   make clean      remove what the others made in this tree
 #
+# With COMPILED=1, run and install make the build whose busiest modules are compiled (gcc and python3-dev are needed).
+#
 # Needed: Linux, make, Python 3.11 or newer. pip is fetched where it is missing (tools/bootstrap). All of it works as
 # any user, and again after the first time without asking the network.
 
@@ -19,6 +21,8 @@ CONFIG ?= etc/preforkd.yaml
 TESTS  ?=
 # Less of a benchmark, as in: make bench BENCH=--quick
 BENCH  ?=
+# Not empty: `make run` and `make install` compile the busiest modules (setup.py).
+COMPILED ?=
 # How long `make fuzz` looks, in seconds.
 FUZZ   ?= 300
 
@@ -38,7 +42,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The recipes share one environment and one terminal.
 .NOTPARALLEL:
-.PHONY: help venv run test lint test-here test-others bench fuzz install clean
+.PHONY: help venv run test lint test-here test-others test-compiled bench fuzz install clean
 
 help:
 	@sed -n '3,/^#$$/s/^#   //p' Makefile
@@ -47,10 +51,11 @@ help:
 venv:
 	@$(BOOTSTRAP) $(VENV)
 
-run: venv
-	@exec $(VENV)/bin/preforkd run $(CONFIG)
+run:
+	@$(BOOTSTRAP) $(VENV)$(if $(COMPILED),-compiled --compiled)
+	@exec $(VENV)$(if $(COMPILED),-compiled)/bin/preforkd run $(CONFIG)
 
-test: lint test-here test-others
+test: lint test-here test-others test-compiled
 
 lint:
 	@$(BOOTSTRAP) $(VENV) --extras lint,test
@@ -78,6 +83,20 @@ test-others:
 	    $$venv/bin/python -m pytest -n 4 --dist worksteal -m 'not slow and not system and not systemd and not bare' $(TESTS) || test $$? = 5 || exit; \
 	done
 
+# The compiled build, as a wheel installs it. The tests run from a directory without preforkd/, or Python would find that
+# first; they insist on what they test (tests/conftest.py). What the modules do not decide is left out.
+NEEDED = tests benchmarks docs etc tools systemd Makefile README.md CHANGELOG.md LICENSE setup.py setup.cfg pyproject.toml
+test-compiled:
+	@include=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))') || exit; \
+	if ! command -v gcc >/dev/null || ! test -e "$$include/Python.h"; then \
+	    echo "The compiled build is not tested: it takes gcc and Python.h (apt-get install gcc python3-dev)." >&2; \
+	    test -z "$$PREFORKD_CI"; exit; \
+	fi; \
+	$(BOOTSTRAP) $(VENV)-compiled --compiled --extras test || exit; \
+	rm -rf build/compiled && mkdir -p build/compiled && cp -a $(NEEDED) build/compiled || exit; \
+	cd build/compiled; export PREFORKD_COMPILED=1; \
+	set -x; $(abspath $(VENV))-compiled/bin/python -m pytest -n 4 --dist worksteal -m '$(COMPILED_TESTS)' $(TESTS) || test $$? = 5
+
 # Not part of the tests: what it says depends on what else the machine does.
 bench:
 	@$(BOOTSTRAP) $(VENV) --extras bench
@@ -93,11 +112,11 @@ fuzz:
 # operator's files below $(ETCDIR) are never overwritten.
 install:
 	@test "$$(id -u)" = 0 || { echo "make install writes below /etc and $(PREFIX): run it as root (sudo make install)" >&2; exit 1; }
-	@$(BOOTSTRAP) $(PREFIX) --shared --copy
+	@$(BOOTSTRAP) $(PREFIX) --shared --copy $(if $(COMPILED),--compiled)
 	tools/install --prefix $(PREFIX) --etc $(ETCDIR) --bin $(BINDIR) --units $(UNITDIR) \
 	    --sysusers $(SYSUSERSDIR) --tmpfiles $(TMPFILESDIR) --logrotate $(LOGROTATEDIR)
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-compiled build dist *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,13 +2,16 @@
 
 After an upgrade on disk, whatever imports our modules late mixes old and new code (AttributeError, TypeError,
 ImportError; facts F7). So a process that is about to import compares first. The stamp is made of the names, sizes and
-times of the package's source files; reading them takes less than a millisecond.
+times of the package's source files (and compiled ones); reading them takes less than a millisecond.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+
+import preforkd
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
@@ -19,7 +22,7 @@ def build_stamp(package: str = _PACKAGE) -> str:
     for directory, names, files in os.walk(package):
         names[:] = sorted(name for name in names if name != "__pycache__")
         for name in sorted(files):
-            if name.endswith(".py"):
+            if name.endswith((".py", ".so")):
                 path = os.path.join(directory, name)
                 try:
                     status = os.stat(path)
@@ -39,6 +42,13 @@ def changed_since(stamp: str, running: str) -> str | None:
     else:
         what = f"preforkd {installed} is installed, {running} is running"
     return f"{what}; nothing new is loaded, so that the two do not mix: restart the service"
+
+
+def running_version() -> str:
+    """Our version, with a word where the compiled build runs (setup.py): both belong into a report of a bug."""
+    spec = importlib.util.find_spec("preforkd.scoreboard")
+    compiled = spec is not None and spec.origin is not None and spec.origin.endswith(".so")
+    return preforkd.__version__ + (" (compiled)" if compiled else "")
 
 
 def installed_version(package: str = _PACKAGE) -> str:

@@ -5,6 +5,8 @@
   test has ended is killed, and the test fails naming it.
 * **Skips.** Where the machine is known to have everything (``PREFORKD_CI`` in the environment, set by .ci/run), a test
   that is skipped is one that silently stopped testing: it fails, unless it is marked ``may_skip("why")``.
+* **The build.** With ``PREFORKD_COMPILED`` in the environment (Makefile, test-compiled) the compiled build is tested or
+  nothing is.
 * **hypothesis.** By default the same examples every time, so that a failure belongs to the change that is being made.
   ``--hypothesis-profile=long`` explores: many more examples, new ones each time.
 """
@@ -22,6 +24,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import preforkd
+from preforkd.stamp import running_version
+
 hypothesis.settings.register_profile("default", derandomize=True, deadline=None, max_examples=100, print_blob=True)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("PREFORKD_HYPOTHESIS", "default"))
@@ -30,6 +35,17 @@ STRICT_SKIPS = bool(os.environ.get("PREFORKD_CI"))
 
 #: How long a process may take to leave after its test has ended. Only a process that does not leave costs this time.
 LEAVING = 3.0
+
+
+# --- the build -------------------------------------------------------------------------------------------------------
+
+
+def pytest_report_header() -> str:
+    return f"preforkd {running_version()} in {Path(preforkd.__file__).parent}"
+
+
+if os.environ.get("PREFORKD_COMPILED") and not running_version().endswith("(compiled)"):
+    raise pytest.UsageError(f"PREFORKD_COMPILED is set, and what would be tested is {pytest_report_header()}")
 
 
 # --- the markers of the directories ----------------------------------------------------------------------------------

@@ -17,13 +17,13 @@ from typing import Any
 
 import setproctitle
 
-import preforkd
 from preforkd import config as configuration
 from preforkd import pidfile
 from preforkd.control import client
 from preforkd.errors import ConfigError, ExitCode, NotRunning, PreforkdError
 from preforkd.master import report
 from preforkd.master.checker import Checked, Checker
+from preforkd.stamp import running_version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A prefork daemon: owns connections and processes.",
         epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 78 the configuration cannot work.",
     )
-    parser.add_argument("--version", action="version", version=f"preforkd {preforkd.__version__}")
+    parser.add_argument("--version", action="version", version=f"preforkd {running_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, call: Callable[[argparse.Namespace], int], summary: str, file: bool = True) -> Any:

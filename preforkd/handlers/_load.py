@@ -17,7 +17,7 @@ from types import ModuleType, TracebackType
 
 from preforkd.errors import LoadError
 
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OURS = __name__.rpartition(".")[0] + "."
 
 #: What applications are usually called, for suggestions.
 _USUAL = ("application", "app", "create_app()", "make_app()", "wsgi_app", "wsgi")
@@ -118,8 +118,9 @@ def application_traceback(error: BaseException) -> str:
 def cut_traceback(tb: TracebackType | None) -> TracebackType | None:
     """``tb`` from the first frame that is neither ours nor the import system's; None if there is no such frame."""
     while tb is not None:
-        file = tb.tb_frame.f_code.co_filename
-        if not (file.startswith((_OURS, "<frozen importlib")) or file == importlib.__file__):
+        # By the module's name: a compiled one has no file that could be found.
+        module = f"{tb.tb_frame.f_globals.get('__name__')}."
+        if not module.startswith((_OURS, "importlib.")):
             return tb
         tb = tb.tb_next
     return None

@@ -12,9 +12,9 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
+from operator import index
 from tempfile import _TemporaryFileWrapper
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from preforkd.handlers._load import application_traceback, load_application, require_wsgi
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from preforkd.handlers import HandlerContext, Log
 
 Environ = dict[str, Any]
-Headers = list[tuple[str, str]]
-ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 Application = Callable[[Environ, Callable[..., Callable[[bytes], object]]], Iterable[bytes]]
 
 #: How much of a file is read at once where sendfile cannot be used.
@@ -245,9 +243,10 @@ class _Call:
                 if close is not None:
                     close()
 
-    def start_response(
-        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
-    ) -> Callable[[bytes], object]:
+    # What an application passes is checked where it is used, in words for its developer. In the compiled build an
+    # annotation would be a check of its own.
+
+    def start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:
         """PEP 3333's start_response."""
         try:
             if exc_info is not None:
@@ -261,13 +260,13 @@ class _Call:
         self._started = True
         return self._write
 
-    def _write(self, block: bytes) -> None:
+    def _write(self, block: object) -> None:
         """PEP 3333's write callable: each block is sent at once."""
         if not isinstance(block, bytes):
             raise TypeError(f"write() takes bytes, not {type(block).__name__}")
         self._exchange.write(block)
 
-    def _send(self, result: Iterable[bytes]) -> None:
+    def _send(self, result: Iterable[Any]) -> None:
         exchange = self._exchange
         if type(result) is FileWrapper and self._send_file(result):
             return
@@ -320,9 +319,9 @@ class Input:
         self._buffer = b""
         self._at = 0
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: Any = -1) -> bytes:
         """``size`` bytes, fewer only at the end of the body; all of it if ``size`` is negative or None."""
-        wanted = sys.maxsize if size is None or size < 0 else size
+        wanted = sys.maxsize if size is None or size < 0 else index(size)
         buffer, at = self._buffer, self._at
         have = len(buffer) - at
         if have >= wanted:
@@ -342,9 +341,9 @@ class Input:
             pieces[-1] = self._buffer[: self._at]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def readline(self, size: int | None = -1) -> bytes:
+    def readline(self, size: Any = -1) -> bytes:
         """One line with its end, at most ``size`` bytes of it."""
-        wanted = sys.maxsize if size is None or size < 0 else size
+        wanted = sys.maxsize if size is None or size < 0 else index(size)
         pieces: list[bytes] = []
         while wanted:
             if self._at == len(self._buffer):
@@ -360,7 +359,7 @@ class Input:
                 break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def readlines(self, hint: int | None = None) -> list[bytes]:
+    def readlines(self, hint: Any = None) -> list[bytes]:
         """The remaining lines; with a ``hint``, no more once that many bytes are read."""
         lines: list[bytes] = []
         have = 0
@@ -383,7 +382,6 @@ class Input:
             raise
 
 
-@runtime_checkable
 class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
@@ -391,7 +389,7 @@ class _Readable(Protocol):
 class FileWrapper:
     """``wsgi.file_wrapper``: a file as an iterable of blocks; a regular one is sent without being read."""
 
-    def __init__(self, filelike: _Readable, block_size: int = _FILE_BLOCK) -> None:
+    def __init__(self, filelike: _Readable, block_size: Any = _FILE_BLOCK) -> None:
         self.filelike = filelike
         self.block_size = block_size
         close = getattr(filelike, "close", None)

@@ -11,8 +11,9 @@ or WSGI.
 
 from __future__ import annotations
 
+from preforkd.http.errors import BodyError, ClientGone, SpeaksPlainly
 from preforkd.http.events import END, Data, End, Event, Refusal, Request
-from preforkd.http.exchange import AccessRecord, BodyError, ClientGone, Exchange, Peer, StoredBody, Transport
+from preforkd.http.exchange import AccessRecord, Exchange, Peer, StoredBody, Transport
 from preforkd.http.limits import RequestLimits
 from preforkd.http.memory import Memory
 from preforkd.http.parser import RequestParser
@@ -36,6 +37,7 @@ __all__ = [
     "Request",
     "RequestLimits",
     "RequestParser",
+    "SpeaksPlainly",
     "StoredBody",
     "Transport",
     "http_date",

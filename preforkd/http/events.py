@@ -6,7 +6,7 @@ A message is one `Request`, any number of `Data`, one `End`; or, at any of these
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Any, Final, final
 
 
 @final
@@ -36,7 +36,7 @@ class Request:
     keep_alive: bool
     expects_continue: bool
     shared: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
-    prepared: object = field(default=None, compare=False, repr=False)
+    prepared: Any = field(default=None, compare=False, repr=False)
 
     @property
     def protocol(self) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from preforkd.http.errors import BodyError, ClientGone
 from preforkd.http.events import Data, End, Refusal, Request
 from preforkd.http.parser import RequestParser
 from preforkd.http.response import CheckedHead, Framing, early_hints, plain_page, serialize
@@ -50,22 +51,6 @@ class StoredBody(Protocol):
     def take(self) -> bytes:
         """The next piece, empty at its end. Raises OSError where it cannot be read back."""
         ...
-
-
-class BodyError(OSError):
-    """The request's body cannot be read: the client went silent (408), left, or sent what is not understood (400, 413).
-
-    An application may catch it like any failed read. ``status`` is the answer that the client gets if it does not.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-
-
-class ClientGone(ConnectionError):
-    """The answer cannot be sent: the client closed the connection, or does not read any more."""
 
 
 @dataclass(slots=True)
@@ -121,12 +106,11 @@ class Exchange:
     stalled = False
     #: The request is received to its last byte.
     body_ended = False
-    _framing = Framing.NONE
+    _framing: Framing | None = None
     _left = 0
     _broken: BodyError | None = None
-    _stored: StoredBody | None = None
     #: What had arrived of the body when the answer began.
-    _kept: tuple[bytes, ...] = ()
+    _kept: list[bytes] | None = None
 
     def __init__(
         self,
@@ -146,11 +130,11 @@ class Exchange:
         self._parser = parser
         self._transport = transport
         self._continue = request.expects_continue
+        self._stored = stored
         if request.length == 0:
             parser.next_event()
             self.body_ended = True
         elif stored is not None:
-            self._stored = stored
             self.received = stored.size
             self.body_ended = stored.complete
 
@@ -183,9 +167,7 @@ class Exchange:
                 return block
             self._stored = None
         if self._kept:
-            block, *rest = self._kept
-            self._kept = tuple(rest)
-            return block
+            return self._kept.pop(0)
         if self._broken is not None:
             raise self._broken
         while not self.body_ended:
@@ -233,7 +215,7 @@ class Exchange:
             event = self._parser.next_event()
             if type(event) is Data:
                 self.received += len(event.data)
-                self._kept = (*self._kept, event.data)
+                self._kept = [*(self._kept or ()), event.data]
             elif type(event) is End:
                 self.body_ended = True
             elif type(event) is Refusal:
@@ -273,10 +255,11 @@ class Exchange:
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    def start(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
+    def start(self, status: Any, headers: Iterable[Any]) -> None:
         """Sets status and header of the answer; nothing is sent before the body's first byte, or `finish`.
 
-        May be called again as long as nothing is sent: the last one counts.
+        They are checked here: an application may have passed anything. May be called again as long as nothing is sent:
+        the last one counts.
 
         Raises:
             BadResponse: They cannot be sent.
@@ -359,7 +342,7 @@ class Exchange:
         """
         if not self.committed:
             self._send([self._commit(count)])
-        if self._framing is Framing.NONE:
+        if self._framing is None:
             return
         if self._framing is Framing.CHUNKED:
             # Only after write() without a length: one chunk.
@@ -413,7 +396,7 @@ class Exchange:
         self.aborted = True
         self.keep_alive = False
 
-    def early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+    def early_hints(self, headers: Iterable[Any]) -> None:
         """Sends an interim response 103 with these fields at once (RFC 8297); any number of times before the answer.
 
         Does nothing once the answer has begun, and for HTTP/1.0, which knows no interim responses (RFC 9110, 15.2).

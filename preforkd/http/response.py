@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
+from typing import Any
 
 SERVER = "preforkd"
 
@@ -45,7 +46,6 @@ class BadResponse(Exception):
 class Framing(Enum):
     """How the client learns where the body ends."""
 
-    NONE = auto()  # by the status or the method: 204, 205, 304, HEAD
     LENGTH = auto()
     CHUNKED = auto()
     CLOSE = auto()  # HTTP/1.0 without a length
@@ -58,14 +58,14 @@ _KINDS = {"content-length": _CONTENT_LENGTH, "date": _DATE, "server": _SERVER_NA
 #: Fields that passed the check -> their kind and their line (of a Content-Length: the number). Applications repeat
 #: themselves: most answers have fields that an earlier one had. Forgotten all at once, so that what never comes again
 #: does not fill the memory.
-_known: dict[tuple[str, str], tuple[int, bytes]] = {}
+_known: dict[Any, tuple[int, bytes]] = {}
 _KNOWN_MAX = 512
 _KNOWN_LENGTH = 256
 #: How many statuses are remembered; there are not many.
 _STARTS_MAX = 64
 
 
-def _check(field: tuple[str, str]) -> tuple[int, bytes]:
+def _check(field: Any) -> tuple[int, bytes]:
     """The kind and the line of a field. Raises `BadResponse` if it must not be sent."""
     try:
         name, value = field
@@ -99,10 +99,10 @@ def _check(field: tuple[str, str]) -> tuple[int, bytes]:
 
 
 #: Status lines that passed the check -> how they are sent, the number, and whether there is no body.
-_statuses: dict[str, tuple[str, int, bool]] = {}
+_statuses: dict[Any, tuple[str, int, bool]] = {}
 
 
-def _check_status(status: str) -> tuple[str, int, bool]:
+def _check_status(status: Any) -> tuple[str, int, bool]:
     if type(status) is not str or not _STATUS.fullmatch(status):
         raise BadResponse(f"the status must be a string like '200 OK', not {status!r}")
     code = int(status[:3])
@@ -124,8 +124,8 @@ class CheckedHead:
 
     __slots__ = ("_fields", "bodiless", "code", "dated", "length", "lines", "server_named", "status", "upgrade")
 
-    def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
-        """Checks what an application handed to start_response.
+    def __init__(self, status: Any, headers: Iterable[Any]) -> None:
+        """Checks what an application handed to start_response: a string, and tuples of two strings.
 
         Raises:
             BadResponse: It cannot be sent.
@@ -140,7 +140,7 @@ class CheckedHead:
         self.upgrade = False
         self.lines: list[bytes] = []
         # A copy: the application may go on with its list.
-        self._fields = [*headers]
+        self._fields: list[Any] = [*headers]
         for field in self._fields:
             try:
                 kind, line = _known[field]
@@ -186,12 +186,12 @@ def _start(status: str) -> bytes:
     return start
 
 
-def serialize(head: CheckedHead, framing: Framing, length: int | None, connection: str | None) -> bytes:
+def serialize(head: CheckedHead, framing: Framing | None, length: int | None, connection: str | None) -> bytes:
     """The bytes of a response head.
 
     Args:
         head: The application's part.
-        framing: Where the body will end.
+        framing: Where the body will end; None if there is none, by the status or the method (204, 205, 304, HEAD).
         length: The Content-Length to send, None for none.
         connection: The value of the Connection field, None to leave it out.
     """
@@ -222,7 +222,7 @@ def serialize(head: CheckedHead, framing: Framing, length: int | None, connectio
     return b"".join(parts)
 
 
-def early_hints(headers: Iterable[tuple[str, str]]) -> bytes:
+def early_hints(headers: Iterable[Any]) -> bytes:
     """The bytes of a 103 response with these fields (RFC 8297), empty if there are none.
 
     A Content-Length among them is left out: it would be the answer's, and RFC 9110, 8.6, forbids it here.

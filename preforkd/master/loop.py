@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import preforkd
 from preforkd import config as configuration
 from preforkd import systemd
 from preforkd.config import Config
@@ -58,6 +57,7 @@ from preforkd.model import (
 )
 from preforkd.pidfile import PidFile
 from preforkd.privileges import Identity, set_child_subreaper
+from preforkd.stamp import running_version
 from preforkd.wakeup import Wakeup
 
 #: What the master answers to, and what each does. The manual's table and the tests read this.
@@ -187,7 +187,7 @@ class Master:
         self._orphans.look(time.monotonic() + max(graceful) if all(graceful) else None)
         self._events.info(
             "master_start",
-            version=preforkd.__version__,
+            version=running_version(),
             pid=os.getpid(),
             config=config.path,
             pools=",".join(config.pools),
@@ -795,7 +795,7 @@ class Master:
     def _report(self) -> dict[str, Any]:
         master = {
             "pid": os.getpid(),
-            "version": preforkd.__version__,
+            "version": running_version(),
             "started": self._started,
             "config": self._running.path,
             "digest": self._running.digest,

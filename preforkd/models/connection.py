@@ -6,7 +6,6 @@ making one costs a system call and as much time as the parsing of a request.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import math
 import os
@@ -37,14 +36,6 @@ _INT = struct.Struct("i")
 
 #: Closing with this answers with a reset instead of an orderly end.
 _RESET = struct.pack("ii", 1, 0)
-
-
-class SpeaksPlainly(ConnectionError):
-    """The client has sent HTTP without TLS. ``line`` is the request's first line, as far as it came."""
-
-    def __init__(self, line: bytes) -> None:
-        super().__init__(errno.EPROTO, "plain HTTP where TLS is spoken")
-        self.line = line
 
 
 class Connection:

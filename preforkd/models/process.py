@@ -44,11 +44,12 @@ from preforkd.http import (
     Request,
     RequestLimits,
     RequestParser,
+    SpeaksPlainly,
     refusal_bytes,
 )
 from preforkd.http.forwarded import Forwarding, Malformed
 from preforkd.models import handover
-from preforkd.models.connection import Connection, SpeaksPlainly
+from preforkd.models.connection import Connection
 from preforkd.models.deadlines import Deadlines
 from preforkd.models.overload import Gate, retry_after
 from preforkd.models.porter import Porter

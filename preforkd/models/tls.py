@@ -20,8 +20,8 @@ import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from preforkd.http import Peer, Request, RequestParser
-from preforkd.models.connection import Connection, SpeaksPlainly
+from preforkd.http import Peer, Request, RequestParser, SpeaksPlainly
+from preforkd.models.connection import Connection
 from preforkd.models.seldom import Seldom
 from preforkd.tls import ServerTls, described
 

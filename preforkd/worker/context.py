@@ -89,7 +89,7 @@ class Context:
         """The first moment of service: signals, death of the master, the first IDLE."""
         enable_fault_report(self._estate)
         self._wakeup = Wakeup((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-        signal.signal(signal.SIGQUIT, lambda *_: os._exit(ExitCode.LEFT))
+        signal.signal(signal.SIGQUIT, _quit)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, self._parent_died)
         privileges.set_pdeathsig(signal.SIGUSR2)
@@ -336,6 +336,11 @@ def report_overruns(estate: Estate) -> None:
     """Have SIGALRM write the traceback of every thread, from C, before its default action ends the process."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         faulthandler.register(signal.SIGALRM, estate.logs.events.fileno(), all_threads=True, chain=True)
+
+
+def _quit(signum: int, frame: object) -> None:
+    """SIGQUIT: no request is finished."""
+    os._exit(ExitCode.LEFT)
 
 
 def proportional_memory() -> int:

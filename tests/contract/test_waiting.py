@@ -8,12 +8,11 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from preforkd.config import Timeouts
-from preforkd.http import Peer
-from preforkd.models.process import _Loop
 from tests.contract.bench import Client, Worker
 from tests.contract.services import Gate
 
@@ -170,15 +169,15 @@ def test_any_shortage_heals_by_itself(
     start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Twice in a row the system has nothing; the client is served once it has, and the worker slept meanwhile."""
-    take = _Loop._take
+    accept = socket.socket._accept  # type: ignore[attr-defined]  # not in typeshed
     failures = [number, number]
 
-    def fail_first(self: _Loop, fd: int) -> tuple[int, Peer]:
+    def fail_first(listener: socket.socket) -> Any:
         if failures:
             raise OSError(failures.pop(), os.strerror(number))
-        return take(self, fd)
+        return accept(listener)
 
-    monkeypatch.setattr(_Loop, "_take", fail_first)
+    monkeypatch.setattr(socket.socket, "_accept", fail_first)
     worker = start()
     waiting = connect()
     waiting.send(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")

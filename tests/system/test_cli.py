@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import preforkd
 from preforkd import config as configuration
 from preforkd.cli import main
+from preforkd.stamp import running_version
 from tests.support.child import in_child, needs_root
 from tests.system.daemon import ROOT, Daemon
 from tests.system.shell import Shell, fetch
@@ -27,7 +27,7 @@ from tests.system.shell import Shell, fetch
 
 def test_version_and_help(shell: Shell) -> None:
     outcome = shell.run("--version")
-    assert (outcome.code, outcome.out) == (0, f"preforkd {preforkd.__version__}\n")
+    assert (outcome.code, outcome.out) == (0, f"preforkd {running_version()}\n")
     outcome = shell.run("--help")
     assert outcome.code == 0
     for command in ("run", "start", "stop", "reload", "status", "check", "reopen", "schema", "sample"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import os
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import preforkd
-from preforkd.stamp import build_stamp, installed_version
+from preforkd.stamp import build_stamp, installed_version, running_version
 
 
 @pytest.fixture
@@ -90,3 +91,10 @@ def test_the_installed_version_is_read_without_an_import(package: Path) -> None:
     (package / "__init__.py").write_text("raise SystemExit\n")
     assert installed_version(str(package)) == "unknown"
     assert installed_version(str(package / "nowhere")) == "unknown"
+
+
+@pytest.mark.parametrize(("name", "added"), [("scoreboard.py", ""), ("scoreboard.cpython-311-x.so", " (compiled)")])
+def test_the_version_tells_of_the_compiled_build(monkeypatch: pytest.MonkeyPatch, name: str, added: str) -> None:
+    spec = importlib.machinery.ModuleSpec("preforkd.scoreboard", None, origin=f"/lib/preforkd/{name}")
+    monkeypatch.setattr("importlib.util.find_spec", {"preforkd.scoreboard": spec}.get)
+    assert running_version() == preforkd.__version__ + added

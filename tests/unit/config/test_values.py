@@ -421,6 +421,7 @@ def test_welcome_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Installed: PREFIX/lib/pythonX.Y/site-packages/preforkd/config/paths.py and PREFIX/etc/preforkd/preforkd.yaml.
     package = tmp_path / "lib" / "python3.11" / "site-packages" / "preforkd"
     monkeypatch.setattr("preforkd.config.paths.__file__", str(package / "config" / "paths.py"))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "usr"))
     installed = tmp_path / "etc" / "preforkd" / "preforkd.yaml"
     installed.parent.mkdir(parents=True)
     installed.touch()

@@ -97,7 +97,7 @@ def test_every_answer_is_dated(status: int) -> None:
     """RFC 9110, 6.6.1, for those of an application and for our own."""
     plain, _ = plain_page(max(status, 400), "why")
     for head in (CheckedHead(f"{status} x", []), plain):
-        lines = head_of(serialize(head, Framing.NONE, None, None))
+        lines = head_of(serialize(head, None, None, None))
         (date,) = (line for line in lines if line.startswith("Date: "))
         assert parsedate_to_datetime(date.removeprefix("Date: ")).tzinfo is UTC
     assert refusal_bytes(max(status, 400), "why")[0].count(b"\r\nDate: ") == 1
@@ -126,7 +126,7 @@ def test_serialized_chunked_and_closed() -> None:
 
 def test_no_length_with_204() -> None:
     head = CheckedHead("204 No Content", [("Content-Length", "0")])
-    assert not any("Content-Length" in line for line in head_of(serialize(head, Framing.NONE, 0, None)))
+    assert not any("Content-Length" in line for line in head_of(serialize(head, None, 0, None)))
 
 
 @given(

@@ -219,8 +219,8 @@ class TLSConnection(Connection):
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 
-    def send(self, pieces: Sequence[bytes]) -> None:
-        """See `Connection.send`."""
+    def send(self, pieces: Sequence[bytes], last: bool = False) -> None:
+        """See `Connection.send`; nothing is kept, so it waits for the last pieces, too."""
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if len(data) <= _WRITE:
             self._send(data)
@@ -229,7 +229,7 @@ class TLSConnection(Connection):
             for start in range(0, len(view), _WRITE):
                 self._send(view[start : start + _WRITE])
 
-    def _send(self, data: bytes | memoryview) -> None:
+    def _send(self, data: bytes | memoryview, last: bool = False) -> None:
         if self._ended:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self._encrypt(data)
@@ -244,8 +244,10 @@ class TLSConnection(Connection):
             self._ended = True
             raise ConnectionAbortedError(errno.ECONNABORTED, f"TLS failed: {_reason(error)}") from None
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         """See `Connection.send_file`; the kernel cannot encrypt, so the file is read here."""
+        if head:
+            self._send(head)
         done = 0
         while done < count:
             data = os.pread(descriptor, min(count - done, _WRITE), offset + done)

@@ -27,15 +27,15 @@ class Wire:
             raise piece
         return piece
 
-    def send(self, pieces: Sequence[bytes]) -> None:
+    def send(self, pieces: Sequence[bytes], last: bool = False) -> None:
         if self.broken is not None:
             raise self.broken
         self.sent += b"".join(pieces)
         self.writes += 1
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         data = os.pread(descriptor, count, offset)
-        self.send([data])
+        self.send([head, data], last)
         return len(data)
 
     @property

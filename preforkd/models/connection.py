@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from preforkd.http import Peer, Request, RequestParser
@@ -62,6 +62,7 @@ class Connection:
 
     __slots__ = (
         "_body_timeout",
+        "_kept",
         "_rate",
         "_receiving",
         "_room",
@@ -88,8 +89,13 @@ class Connection:
         send_timeout: float,
         rate: int = 0,
         room: int = 0,
+        kept: Callable[[], None] | None = None,
     ) -> None:
-        """``room``: so many bytes of an answer may be kept in the outbox; 0: nothing is, neither bytes nor files."""
+        """
+        Args:
+            room: So many bytes of an answer may be kept in the outbox; 0: nothing is, neither bytes nor files.
+            kept: Called when something is.
+        """
         self.fd = fd
         self.peer = peer
         self.parser = parser
@@ -99,6 +105,7 @@ class Connection:
         self.closed = False
         self.upload: Upload | None = None
         self.outbox: Outbox | None = None
+        self._kept = kept
         self.preamble: Preamble | None = None
         self._body_timeout = body_timeout
         self._send_timeout = send_timeout
@@ -228,6 +235,8 @@ class Connection:
     def _keep(self, data: bytes, descriptor: int = -1, offset: int = 0, count: int = 0) -> None:
         pace = self._sending or Pace(self._send_timeout, self._rate)
         self.outbox = Outbox(data, descriptor, offset, count, pace, self._held(), time.monotonic())
+        if self._kept is not None:
+            self._kept()
 
     def _keep_file(self, head: bytes, descriptor: int, offset: int, count: int) -> bool:
         try:

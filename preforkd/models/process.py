@@ -176,6 +176,7 @@ class _Loop:
         #: The connection whose request is being served.
         self._served: Connection | None = None
         self._porter = Porter(self, ctx.lifeline) if ctx.handover is not None else None
+        self._kept = self._porter.look_again if self._porter is not None else None
 
     def _disown(self) -> None:
         """In a child that the application forked: nothing of the worker's is its business.
@@ -509,7 +510,7 @@ class _Loop:
         if make is None:
             rate = self._ctx.pool.limits.rate
             room = self._ctx.pool.answer.buffer
-            connection = Connection(fd, peer, parser, timeouts.body, timeouts.send, rate, room)
+            connection = Connection(fd, peer, parser, timeouts.body, timeouts.send, rate, room, self._kept)
         else:
             connection = make(fd, peer, parser)
         self._connections[fd] = connection
@@ -1068,6 +1069,17 @@ class _Loop:
     def pass_on(self, connection: Connection) -> bool:
         """Gives one of them away."""
         return self._give(connection)
+
+    def readers(self) -> list[Connection]:
+        """Those who have not taken all of their answer."""
+        return [connection for connection in self._connections.values() if connection.outbox is not None]
+
+    def send_on(self, connection: Connection) -> bool:
+        """Sends what goes of one's answer; False if that was the last of it, or the client's end."""
+        try:
+            return not connection.push(time.monotonic())
+        except OSError:
+            return False  # the main thread will meet it, too
 
     def relay(self) -> bool:
         """Passes on what this worker was woken for and did not get to, because the request came first: the kernel wakes

@@ -75,6 +75,10 @@ class Application:
         wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](self._file.open("rb"))
         return wrapped
 
+    def on_late_close(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", str(SIZE))])
+        return _Late(self._gate)
+
     def on_hold(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._gate.hold()
         start_response("200 OK", [])
@@ -87,6 +91,20 @@ class Application:
             os._exit(0)
         start_response("200 OK", [])
         return [str(pid).encode()]
+
+
+class _Late:
+    """Has something to do when everything is said."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._gate.hold()
+        return iter([CONTENT])
+
+    def close(self) -> None:
+        self._gate.hold()
 
 
 COMPLETE = ["/list", "/blocks", "/announced", "/file"]
@@ -210,8 +228,13 @@ def test_many_small_answers_that_are_not_read(serve: Start, connect: Connect, sl
         small(other)
         while worker.wait_for("access")["target"] != "/small":
             pass
-    for _ in range(count + 1):
+    served = sum(event.get("target") == "/middle" for event in worker.events)
+    assert served <= count, "all of them fitted"
+    reader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    for number in range(count + 1):
         assert len(reader.response().body) == MIDDLE
+        if number >= served:
+            worker.wait_for("access")  # the pipe must not be full
 
 
 @pytest.mark.parametrize("path", COMPLETE)
@@ -390,3 +413,59 @@ def test_a_child_of_the_application_lets_go(
     assert reader.until_closed() == b"", "the child holds the connection"
     gate.open()
     worker.wait_for("access")
+
+
+def test_a_long_request_does_not_keep_readers_waiting(
+    serve: Start, connect: Connect, slow: Slow, gate: Gate, handover: tuple[socket.socket, socket.socket]
+) -> None:
+    worker = serve(handover=handover)
+    readers = [slow(path) for path in COMPLETE]
+    for _ in readers:
+        parked(worker)
+    busy = connect()
+    ask(busy, "/hold")
+    gate.wait_held()
+    for reader in readers:
+        assert reader.response().body == CONTENT
+    gate.open()
+    assert busy.response().body == b"held"
+    for reader in readers:
+        small(reader)
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["when the porter is at work", "before that"])
+def test_what_an_application_does_in_the_end_does_not_keep_its_reader_waiting(
+    serve: Start, slow: Slow, gate: Gate, handover: tuple[socket.socket, socket.socket], early: bool
+) -> None:
+    worker = serve(handover=handover)
+    reader = slow("/late-close")
+    gate.wait_held()
+    if not early:
+        worker.wait_for("goes_on")
+    gate.open()
+    gate.wait_held()
+    assert reader.response().body == CONTENT
+    assert "finished" not in [event["event"] for event in worker.events]
+    gate.open()
+    assert worker.wait_for("access")["sent"] == SIZE
+    small(reader)
+
+
+def test_a_client_that_leaves_beside_a_long_request(
+    serve: Start, connect: Connect, slow: Slow, gate: Gate, handover: tuple[socket.socket, socket.socket]
+) -> None:
+    worker = serve(handover=handover)
+    gone, stays = slow("/list"), slow("/list")
+    for _ in range(2):
+        parked(worker)
+    busy = connect()
+    ask(busy, "/hold")
+    gate.wait_held()
+    worker.wait_for("goes_on")
+    gone.socket.close()
+    assert stays.response().body == CONTENT
+    gate.open()
+    assert busy.response().body == b"held"
+    assert sorted(worker.wait_for("access")["sent"] // SIZE for _ in range(3)) == [0, 0, 1]
+    assert "client_gone" in [event["event"] for event in worker.events]
+    small(stays)

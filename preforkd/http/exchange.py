@@ -486,7 +486,7 @@ class AccessRecord:
 
     Attributes:
         time: Unix seconds when the request's head was complete.
-        duration: Seconds from then until the answer was handed to the kernel.
+        duration: Seconds from then until the last byte of the answer was handed to the kernel.
         client: The client's address, empty on a unix socket.
         method, target, protocol: As sent; empty where the request was not understood that far.
         status: Of the answer; 0 if there was none.

@@ -257,13 +257,16 @@ class Connection:
         outbox = self.outbox
         assert outbox is not None
         outbox.progress(self._held(), now)
-        if outbox.push(self.fd):
-            if not outbox.left:
-                return True
-            outbox.holds(self._held())
+        if self._send_on(outbox):
+            return True
+        outbox.holds(self._held())
         if now >= outbox.deadline:
             raise TimeoutError
         return False
+
+    def _send_on(self, outbox: Outbox) -> bool:
+        """True if nothing is left."""
+        return outbox.push(self.fd)
 
     def try_send(self, data: bytes) -> None:
         """Sends what goes without waiting, and does not tell: for refusals, which are owed to nobody."""

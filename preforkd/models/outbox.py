@@ -92,11 +92,11 @@ class Outbox:
             self._held = held
 
     def holds(self, held: int) -> None:
-        """The kernel has taken something, and holds so many bytes now."""
+        """After something was sent: so many bytes it holds now."""
         self._held = held
 
     def push(self, fd: int) -> bool:
-        """Sends what goes without waiting; true if the kernel took something, or nothing is left to take.
+        """Sends what goes without waiting, in one call; true if nothing is left.
 
         Raises:
             OSError: The connection is broken, or the disk.
@@ -105,14 +105,33 @@ class Outbox:
             if self._data:
                 self._data = self._data[os.write(fd, self._data[:_TURN]) :]
             elif self._count:
-                sent = os.sendfile(fd, self._descriptor, self._offset, min(self._count, _TURN))
-                if not sent:
-                    self.missing, self._count = self._count, 0
-                self._offset += sent
-                self._count -= sent
+                self._in_file(os.sendfile(fd, self._descriptor, self._offset, min(self._count, _TURN)))
         except BlockingIOError:
-            return False
-        return True
+            pass
+        return not self.left
+
+    def take(self, most: int) -> bytes:
+        """The next bytes, for a connection that has to encrypt them; empty if nothing is left.
+
+        Raises:
+            OSError: The disk fails.
+        """
+        if self._data:
+            data = bytes(self._data[:most])
+            self._data = self._data[most:]
+            return data
+        if not self._count:
+            return b""
+        data = os.pread(self._descriptor, min(self._count, most), self._offset)
+        self._in_file(len(data))
+        return data
+
+    def _in_file(self, sent: int) -> None:
+        """So many bytes of the file are sent; none: there are no more."""
+        if not sent:
+            self.missing, self._count = self._count, 0
+        self._offset += sent
+        self._count -= sent
 
     def close(self) -> None:
         """Gives up what is kept."""

@@ -402,10 +402,10 @@ class _Loop:
         from preforkd.models.tls import Failures, TLSConnection
 
         server, failures, timeouts = self._ctx.tls[text], Failures(self._ctx.log), self._timeouts
-        rate = self._ctx.pool.limits.rate
+        rate, room, kept = self._ctx.pool.limits.rate, self._ctx.pool.answer.buffer, self._kept
 
         def secure(fd: int, peer: Peer, parser: RequestParser) -> Connection:
-            return TLSConnection(fd, peer, parser, timeouts.body, timeouts.send, rate, server, failures)
+            return TLSConnection(fd, peer, parser, timeouts.body, timeouts.send, rate, room, kept, server, failures)
 
         self._tls[fd] = self._tls_named[text] = secure
         self._texts[fd] = text
@@ -1071,8 +1071,13 @@ class _Loop:
         return self._give(connection)
 
     def readers(self) -> list[Connection]:
-        """Those who have not taken all of their answer."""
-        return [connection for connection in self._connections.values() if connection.outbox is not None]
+        """Those who have not taken all of their answer. The application may still read from the one that is served, and
+        OpenSSL's sessions are for one thread at a time."""
+        return [
+            connection
+            for connection in self._connections.values()
+            if connection.outbox is not None and (connection is not self._served or connection.movable)
+        ]
 
     def send_on(self, connection: Connection) -> bool:
         """Sends what goes of one's answer; False if that was the last of it, or the client's end."""

@@ -469,3 +469,23 @@ def test_a_client_that_leaves_beside_a_long_request(
     assert sorted(worker.wait_for("access")["sent"] // SIZE for _ in range(3)) == [0, 0, 1]
     assert "client_gone" in [event["event"] for event in worker.events]
     small(stays)
+
+
+@pytest.mark.parametrize("path", COMPLETE)
+def test_a_unix_socket(serve: Start, connect: Connect, unix_listener: socket.socket, path: str) -> None:
+    """Where the kernel counts what is unread in another way, and in whole pieces."""
+    worker = serve(listeners=[unix_listener], timeouts=Timeouts(send=1), limits=Limits(rate=1))
+    address = unix_listener.getsockname()
+    gone, reader = connect(address), connect(address)
+    for client in (gone, reader):
+        ask(client, path, "Connection: close\r\n")
+        parked(worker)
+    small(connect(address))
+    until = time.monotonic() + 2
+    sipped = b""
+    while time.monotonic() < until:
+        sipped += reader.socket.recv(1000)
+        time.sleep(0.01)
+    assert worker.wait_for("client_gone")["request"] == f"GET {path}"
+    assert (sipped + reader.until_closed()).partition(b"\r\n\r\n")[2] == CONTENT
+    assert [event["event"] for event in worker.events].count("client_gone") == 1

@@ -11,9 +11,9 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 #: Not an ``__init__``: a template's process loses a compiled package's path. Not http/errors.py: mypyc's classes cannot
 #: inherit from OSError. Of the rest, only what a request costs time in.
 COMPILED = """
-    handlers/wsgi http/_llhttp http/chunked http/events http/exchange http/limits http/parser http/response
-    models/connection models/deadlines models/handover models/pace models/preamble models/process models/seldom
-    models/tls models/upload scoreboard worker/context
+    handlers/wsgi http/_llhttp http/chunked http/events http/exchange http/limits http/memory http/parser
+    http/response models/connection models/deadlines models/handover models/outbox models/pace models/preamble
+    models/process models/seldom models/tls models/upload scoreboard worker/context
 """
 
 

@@ -596,6 +596,24 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """How answers are sent."""
+
+    buffer: Annotated[
+        int,
+        Setting(
+            Size(),
+            "So much of a complete answer is kept in memory for a slow client, so that it costs no worker; a worker "
+            "waits until the rest is no longer than that. A file takes no memory. 0: it waits until all is taken.",
+            {
+                "nginx": "proxy_buffering proxy_buffers uwsgi_buffering uwsgi_buffers",
+                "mod_wsgi": "response-buffer-size",
+            },
+        ),
+    ] = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Workers that serve one application on some addresses."""
 
@@ -815,6 +833,7 @@ class Pool:
     timeouts: Annotated[Timeouts, Setting(Group(Timeouts), "How long what may take; 0 is no limit.")] = Timeouts()
     limits: Annotated[Limits, Setting(Group(Limits), "How much what may be; 0 is no limit.")] = Limits()
     body: Annotated[Body, Setting(Group(Body), "How request bodies are received.")] = Body()
+    answer: Annotated[Answer, Setting(Group(Answer), "How answers are sent.")] = Answer()
 
 
 @dataclass(frozen=True, slots=True)

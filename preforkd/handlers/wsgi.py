@@ -30,6 +30,9 @@ Application = Callable[[Environ, Callable[..., Callable[[bytes], object]]], Iter
 
 #: How much of a file is read at once where sendfile cannot be used.
 _FILE_BLOCK = 64 * 1024
+#: The blocks of a list are sent as one up to so many bytes in all: they are there anyway, and a copy costs less than a
+#: call for each. What is longer is sent block by block, rather than kept in memory twice.
+_JOINED = 16 * 1024 * 1024
 
 
 class WSGI:
@@ -275,7 +278,12 @@ class _Call:
         if exchange.committed:
             pass  # by write(): the framing is settled
         elif type(result) is list or type(result) is tuple:
-            total = len(result[0]) if len(result) == 1 else sum(map(len, result))
+            if len(result) == 1:
+                total = len(result[0])
+            else:
+                total = sum(map(len, result))
+                if total <= _JOINED and all(isinstance(block, bytes) for block in result):
+                    result = (b"".join(result),)
         elif isinstance(result, Sized):
             # "If the iterable is of length 1 the server can determine Content-Length" (PEP 3333).
             single = len(result) == 1
@@ -432,8 +440,8 @@ class Nowhere:
     def receive(self) -> bytes:
         return b""
 
-    def send(self, pieces: object) -> None:
+    def send(self, pieces: object, last: bool = False) -> None:
         pass
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         return count

@@ -25,12 +25,17 @@ class Transport(Protocol):
         """The next bytes from the client, empty at its end. Raises TimeoutError past ``timeouts.body``, or OSError."""
         ...
 
-    def send(self, pieces: Sequence[bytes]) -> None:
-        """Sends all of it. Raises TimeoutError when the client does not read for ``timeouts.send``, or OSError."""
+    def send(self, pieces: Sequence[bytes], last: bool = False) -> None:
+        """Sends all of it. Raises TimeoutError when the client does not read for ``timeouts.send``, or OSError.
+
+        ``last``: nothing comes behind it in this answer. So the transport may keep a rest that the client does not take
+        at once, and go on sending after it has returned.
+        """
         ...
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
-        """Sends ``count`` bytes of a regular file from ``offset``; returns how many there were. Raises like `send`."""
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
+        """Sends ``head``, and ``count`` bytes of a regular file from ``offset``; returns how many there were, or that
+        it has kept what it could not send at once. Raises like `send`."""
         ...
 
 
@@ -312,6 +317,7 @@ class Exchange:
             return
         pieces = [] if self.committed else [self._commit(total)]
         framing = self._framing
+        last = True
         if framing is Framing.LENGTH:
             left = self._left
             if size > left:
@@ -319,18 +325,21 @@ class Exchange:
                 block = block[:left]
                 size = left
             self._left = left - size
+            last = left == size
             if size:
                 pieces.append(block)
                 self.sent += size
         elif framing is Framing.CHUNKED:
             pieces += (b"%x\r\n" % size, block, b"\r\n")
             self.sent += size
+            last = False
         elif framing is Framing.CLOSE:
             pieces.append(block)
             self.sent += size
+            last = False
         if pieces:
             try:
-                self._transport.send(pieces)
+                self._transport.send(pieces, last)
             except OSError as error:
                 raise self._gone(error) from error
 
@@ -340,9 +349,10 @@ class Exchange:
         Raises:
             ClientGone: They cannot be sent.
         """
-        if not self.committed:
-            self._send([self._commit(count)])
+        head = b"" if self.committed else self._commit(count)
         if self._framing is None:
+            if head:
+                self._send((head,), last=True)
             return
         if self._framing is Framing.CHUNKED:
             # Only after write() without a length: one chunk.
@@ -354,11 +364,11 @@ class Exchange:
         if self._framing is Framing.LENGTH and count > self._left:
             self.complaint = f"the file is longer than the Content-Length of {self.sent + self._left}: cut there"
             count = self._left
-        self._file(descriptor, offset, count)
+        self._file(descriptor, offset, count, head, last=self._framing is Framing.LENGTH and count == self._left)
 
-    def _file(self, descriptor: int, offset: int, count: int) -> None:
+    def _file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> None:
         try:
-            sent = self._transport.send_file(descriptor, offset, count)
+            sent = self._transport.send_file(descriptor, offset, count, head, last)
         except OSError as error:
             raise self._gone(error) from error
         self.sent += sent
@@ -377,9 +387,9 @@ class Exchange:
         if self.finished or self.aborted:
             return
         if not self.committed:
-            self._send([self._commit(0)])
+            self._send((self._commit(0),), last=True)
         if self._framing is Framing.CHUNKED:
-            self._send([b"0\r\n\r\n"])
+            self._send((b"0\r\n\r\n",), last=True)
         elif self._framing is Framing.LENGTH and self._left:
             self.complaint = (
                 f"the body is {self._left} bytes shorter than its Content-Length of {self.sent + self._left}: "
@@ -424,11 +434,27 @@ class Exchange:
         self.write(body)
         self.finish()
 
-    def _send(self, pieces: Sequence[bytes]) -> None:
+    def _send(self, pieces: Sequence[bytes], last: bool = False) -> None:
         try:
-            self._transport.send(pieces)
+            self._transport.send(pieces, last)
         except OSError as error:
             raise self._gone(error) from error
+
+    def lose(self, error: OSError, unsent: int) -> ClientGone:
+        """The transport could not send the last ``unsent`` bytes of what it has kept: the answer is not finished."""
+        self._take_back(unsent)
+        return self._gone(error)
+
+    def fall_short(self, missing: int) -> None:
+        """The file has become shorter by so many bytes while the transport was sending what it has kept of it."""
+        self._take_back(missing)
+        self._left = missing
+        self.finish()
+
+    def _take_back(self, count: int) -> None:
+        self.finished = False
+        if self._framing is Framing.LENGTH:  # else it was framing
+            self.sent = max(0, self.sent - count)
 
     def _gone(self, error: OSError) -> ClientGone:
         self.abort()
@@ -444,7 +470,7 @@ class AccessRecord:
 
     Attributes:
         time: Unix seconds when the request's head was complete.
-        duration: Seconds from then until the answer was handed to the kernel.
+        duration: Seconds from then until the last byte of the answer was handed to the kernel.
         client: The client's address, empty on a unix socket.
         method, target, protocol: As sent; empty where the request was not understood that far.
         status: Of the answer; 0 if there was none.

@@ -14,10 +14,11 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from preforkd.http import Peer, Request, RequestParser
+from preforkd.models.outbox import Outbox
 from preforkd.models.pace import Pace
 from preforkd.models.preamble import Preamble
 
@@ -43,7 +44,8 @@ class Connection:
 
     The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: what the
     poll set waits for, 0 if it is not in there; ``queued``: it is among those to be looked at next; ``closed``;
-    ``preamble``: its PROXY header, until that is complete; ``upload``: what it is parked with while a body arrives.
+    ``preamble``: its PROXY header, until that is complete; ``upload``: what it is parked with while a body arrives;
+    ``outbox``: what is left of an answer, for `push` to send, before anything else happens on the connection.
     """
 
     #: Whether another process can go on with it.
@@ -51,13 +53,16 @@ class Connection:
 
     __slots__ = (
         "_body_timeout",
+        "_kept",
         "_rate",
         "_receiving",
+        "_room",
         "_send_timeout",
         "_sending",
         "closed",
         "fd",
         "fresh",
+        "outbox",
         "parser",
         "peer",
         "preamble",
@@ -67,8 +72,21 @@ class Connection:
     )
 
     def __init__(
-        self, fd: int, peer: Peer, parser: RequestParser, body_timeout: float, send_timeout: float, rate: int = 0
+        self,
+        fd: int,
+        peer: Peer,
+        parser: RequestParser,
+        body_timeout: float,
+        send_timeout: float,
+        rate: int = 0,
+        room: int = 0,
+        kept: Callable[[], None] | None = None,
     ) -> None:
+        """
+        Args:
+            room: So many bytes of an answer may be kept in the outbox; 0: nothing is, neither bytes nor files.
+            kept: Called when something is.
+        """
         self.fd = fd
         self.peer = peer
         self.parser = parser
@@ -77,10 +95,13 @@ class Connection:
         self.queued = False
         self.closed = False
         self.upload: Upload | None = None
+        self.outbox: Outbox | None = None
+        self._kept = kept
         self.preamble: Preamble | None = None
         self._body_timeout = body_timeout
         self._send_timeout = send_timeout
         self._rate = rate
+        self._room = room
         self._receiving: Pace | None = None
         self._sending: Pace | None = None
 
@@ -96,7 +117,7 @@ class Connection:
     @property
     def interest(self) -> int:
         """What the poll set shall wait for while the connection is parked (epoll's bits)."""
-        return select.EPOLLIN
+        return select.EPOLLIN if self.outbox is None else select.EPOLLOUT
 
     def misdirected(self, request: Request) -> bool:
         """Does the request want something that this connection cannot give: TLS, or another certificate?
@@ -134,8 +155,11 @@ class Connection:
         pace.moved(len(data))
         return data
 
-    def send(self, pieces: Sequence[bytes]) -> None:
-        """Sends all, waiting for a slow client as long as its pace allows; see `preforkd.http.Transport.send`."""
+    def send(self, pieces: Sequence[bytes], last: bool = False) -> None:
+        """Sends all, waiting for a slow client as long as its pace allows; see `preforkd.http.Transport.send`.
+
+        Of an answer's last pieces it keeps what the client does not take, as soon as there is room for it.
+        """
         if len(pieces) == 1 or sum(map(len, pieces)) <= _JOIN:
             data = b"".join(pieces)
             try:
@@ -143,43 +167,97 @@ class Connection:
             except BlockingIOError:
                 sent = 0
             if sent != len(data):
-                self._send(memoryview(data)[sent:])
+                self._send(memoryview(data)[sent:], last)
         else:
             try:
                 sent = os.writev(self.fd, pieces)
             except BlockingIOError:
                 sent = 0
+            if last and sent < len(pieces[0]):
+                # Not even the head, behind other answers: it must not wait either, and then not be without its body.
+                pieces = (b"".join(pieces),)
             for piece in pieces:
                 if sent >= len(piece):
                     sent -= len(piece)
                 else:
-                    self._send(memoryview(piece)[sent:])
+                    self._send(memoryview(piece)[sent:], last and piece is pieces[-1])
                     sent = 0
 
-    def _send(self, data: bytes | memoryview) -> None:
+    def _send(self, data: bytes | memoryview, last: bool = False) -> None:
         while True:
             try:
                 sent = os.write(self.fd, data)
             except BlockingIOError:
+                if last and len(data) <= self._room:
+                    self._keep(bytes(data))
+                    return
                 self._wait_for_reader()
                 continue
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         """Sends a part of a file by sendfile(2); see `preforkd.http.Transport.send_file`."""
+        last = last and self._room > 0
+        if head:
+            try:
+                sent = os.write(self.fd, head)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(head):
+                if last and self._keep_file(head[sent:], descriptor, offset, count):
+                    return count
+                self._send(memoryview(head)[sent:])
         done = 0
         while done < count:
             try:
                 sent = os.sendfile(self.fd, descriptor, offset + done, min(count - done, _SENDFILE))
             except BlockingIOError:
+                if last and self._keep_file(b"", descriptor, offset + done, count - done):
+                    return count
                 self._wait_for_reader()
                 continue
             if not sent:
                 break
             done += sent
         return done
+
+    def _keep(self, data: bytes, descriptor: int = -1, offset: int = 0, count: int = 0) -> None:
+        pace = self._sending or Pace(self._send_timeout, self._rate)
+        self.outbox = Outbox(data, descriptor, offset, count, pace, self._held(), time.monotonic())
+        if self._kept is not None:
+            self._kept()
+
+    def _keep_file(self, head: bytes, descriptor: int, offset: int, count: int) -> bool:
+        try:
+            # The application closes its own.
+            descriptor = os.dup(descriptor)
+        except OSError:
+            return False  # a shortage of descriptors
+        self._keep(head, descriptor, offset, count)
+        return True
+
+    def push(self, now: float) -> bool:
+        """Sends what goes of the outbox without waiting; true if nothing is left in there. ``now``: monotonic seconds.
+
+        Raises:
+            TimeoutError: The client's time is up.
+            OSError: The connection is broken, or the file cannot be read.
+        """
+        outbox = self.outbox
+        assert outbox is not None
+        outbox.progress(self._held(), now)
+        if self._send_on(outbox):
+            return True
+        outbox.holds(self._held())
+        if now >= outbox.deadline:
+            raise TimeoutError
+        return False
+
+    def _send_on(self, outbox: Outbox) -> bool:
+        """True if nothing is left."""
+        return outbox.push(self.fd)
 
     def try_send(self, data: bytes) -> None:
         """Sends what goes without waiting, and does not tell: for refusals, which are owed to nobody."""
@@ -233,7 +311,9 @@ class Connection:
             borrowed.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Gives the descriptor up. What is owed to the client before that has been sent."""
+        """Gives the descriptor up, and what was kept for the client."""
+        if self.outbox is not None:
+            self.outbox.close()
         os.close(self.fd)
 
     def reset_on_close(self) -> None:

@@ -196,7 +196,7 @@ class Gate:
         self._readable = {
             connection: before.get(connection, now)
             for connection in found
-            if connection is not None and not connection.peer.client
+            if connection is not None and not connection.peer.client and connection.outbox is None
         }
 
 

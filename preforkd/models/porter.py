@@ -10,6 +10,8 @@ instead of a thread would not do: a database driver that waits in C runs no sign
   it looks again every 20 ms.
 * **It passes on wake-ups, too.** The kernel wakes one worker for a new client. If that one finds a long request first,
   nobody else knows of the client; the porter takes it and sends it through the hand-over pair, which wakes a sibling.
+* **It sends on** what clients have not taken yet of their answers (`outbox`), also of the one whose request runs: the
+  application may have more to do when it has nothing more to say.
 * **It has a poll object of its own.** The worker's epoll set is left alone: a thread that waited in it would swallow
   the wake-ups of listeners that were meant for a sibling (EPOLLEXCLUSIVE).
 * **It needs the GIL** for some microseconds a connection, and a request in pure Python gives it up only when asked
@@ -57,6 +59,14 @@ class Burden(Protocol):
 
     def relay(self) -> bool:
         """Wakes siblings for what only this worker was woken for; True if it has to be called again, later."""
+        ...
+
+    def readers(self) -> Sequence[Connection]:
+        """The connections with an outbox: nobody else touches it while the request runs."""
+        ...
+
+    def send_on(self, connection: Connection) -> bool:
+        """Sends what goes of an outbox; False if the main thread has to see to it, later."""
         ...
 
     def can_pass_on(self, ready: int) -> bool:
@@ -120,6 +130,11 @@ class Porter:
             pass  # whatever it was at is finished
         return True
 
+    def look_again(self) -> None:
+        """The answer to the request that runs is complete, a rest of it in the outbox, and the application goes on."""
+        if self._engaged:
+            os.eventfd_write(self._over, 1)
+
     # -- the porter ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -178,7 +193,8 @@ class Porter:
         parked: dict[int, Connection] = {}
         #: Their next request is here already, and read.
         queued: list[Connection] = []
-        if not self._safely(serial, lambda: self._take_over(poll, parked, queued)):
+        readers: dict[int, Connection] = {}
+        if not self._safely(serial, lambda: self._take_over(poll, parked, queued, readers)):
             return
         self._relaying = True
         while True:
@@ -186,7 +202,13 @@ class Porter:
             for fd, mask in poll.poll(0 if ready or self._relaying else None):
                 connection = parked.get(fd)
                 if connection is None:
-                    if fd != self._over:
+                    if fd == self._over:
+                        self._hush()
+                        self._safely(serial, lambda: self._watch_readers(poll, readers))
+                    elif fd in readers:
+                        # One at a time: the main thread may have to wait for it.
+                        self._safely(serial, lambda fd=fd: self._send_on(poll, readers, fd))  # type: ignore[misc]
+                    else:
                         poll.unregister(fd)
                         self._safely(serial, self._burden.orphaned)
                 elif mask & _GONE:
@@ -208,14 +230,31 @@ class Porter:
             act()
             return True
 
-    def _take_over(self, poll: select.poll, parked: dict[int, Connection], queued: list[Connection]) -> None:
+    def _take_over(
+        self,
+        poll: select.poll,
+        parked: dict[int, Connection],
+        queued: list[Connection],
+        readers: dict[int, Connection],
+    ) -> None:
         self._burden.goes_on()
+        self._watch_readers(poll, readers)
         for connection in self._burden.movable():
             parked[connection.fd] = connection
             if connection.queued:
                 queued.append(connection)
             else:
                 poll.register(connection.fd, select.POLLIN | select.POLLRDHUP)
+
+    def _watch_readers(self, poll: select.poll, readers: dict[int, Connection]) -> None:
+        for connection in self._burden.readers():
+            readers[connection.fd] = connection
+            poll.register(connection.fd, select.POLLOUT)
+
+    def _send_on(self, poll: select.poll, readers: dict[int, Connection], fd: int) -> None:
+        if not self._burden.send_on(readers[fd]):
+            poll.unregister(fd)
+            del readers[fd]
 
     def _pass_on(self, poll: select.poll, parked: dict[int, Connection], ready: list[Connection]) -> None:
         if self._relaying:

@@ -4,7 +4,8 @@
 
 Until its request is complete a client costs a descriptor: it is *parked* in the poll set, with a deadline, while the
 head arrives, and a body of bounded size (`upload`). A complete request is served at once, by blocking calls. The
-siblings accept meanwhile, and if it takes long they are given the connections that are parked here (`porter`).
+siblings accept meanwhile, and if it takes long they are given the connections that are parked here (`porter`). What the
+client does not take at once of a complete answer is sent while it is parked again (`outbox`).
 
 * One epoll set, because listeners are shared by all workers and must wake one of them (EPOLLEXCLUSIVE, which poll(2)
   and `selectors` do not know).
@@ -51,6 +52,7 @@ from preforkd.http.forwarded import Forwarding, Malformed
 from preforkd.models import handover
 from preforkd.models.connection import Connection
 from preforkd.models.deadlines import Deadlines
+from preforkd.models.outbox import Outbox
 from preforkd.models.overload import Gate, retry_after
 from preforkd.models.porter import Porter
 from preforkd.models.preamble import Preamble, announced
@@ -152,6 +154,10 @@ class _Loop:
         self._heads: Deadlines[Connection] = Deadlines(self._timeouts.header)
         #: Looked at when they expire and not at each piece: a client's deadline only ever moves back.
         self._uploads: Deadlines[Connection] = Deadlines(self._timeouts.body)
+        #: Answered, and still reading; looked at like uploads. Few have any, so their nearest deadline is kept: it may
+        #: be that of one who has gone, never a later one.
+        self._readers: Deadlines[Connection] = Deadlines(self._timeouts.send)
+        self._push_at = math.inf
         self._idle: Deadlines[Connection] = Deadlines(self._timeouts.keepalive)
         self._lingering: Deadlines[Connection] = Deadlines(_LINGER)
         self._ready: deque[Connection] = deque()
@@ -171,6 +177,7 @@ class _Loop:
         #: The connection whose request is being served.
         self._served: Connection | None = None
         self._porter = Porter(self, ctx.lifeline) if ctx.handover is not None else None
+        self._kept = self._porter.look_again if self._porter is not None else None
 
     def _disown(self) -> None:
         """In a child that the application forked: nothing of the worker's is its business.
@@ -186,9 +193,10 @@ class _Loop:
             owned += [end.fileno() for end in self._handover]
         if self._porter is not None:
             owned += self._porter.descriptors()
-        for connection in self._uploads.waiters():
-            if connection.upload is not None and connection.upload.descriptor is not None:
-                owned.append(connection.upload.descriptor)
+        for connection in self._connections.values():
+            for kept in (connection.upload, connection.outbox):
+                if kept is not None and kept.descriptor is not None:
+                    owned.append(kept.descriptor)
         for descriptor in owned:
             os.dup2(null, descriptor, inheritable=False)
         os.close(null)
@@ -286,6 +294,7 @@ class _Loop:
             self._uploads.nearest(),
             self._idle.nearest(),
             self._lingering.nearest(),
+            self._push_at,
             self._resume_at,
         )
         if self._ctx.alarmed and self._now + _RESTLESS < nearest:
@@ -335,6 +344,10 @@ class _Loop:
             self._gather(connection)  # bytes may have come that we were too busy to read
         for connection in self._lingering.expired(now) if self._lingering.nearest() <= now else ():
             self._close(connection)
+        if self._push_at <= now:
+            for connection in self._readers.expired(now):
+                self._push(connection)  # the client may have taken some of what the kernel has for it
+            self._push_at = self._readers.nearest()
         if self._resume_at <= now:
             self._resume()
 
@@ -390,10 +403,10 @@ class _Loop:
         from preforkd.models.tls import Failures, TLSConnection
 
         server, failures, timeouts = self._ctx.tls[text], Failures(self._ctx.log), self._timeouts
-        rate = self._ctx.pool.limits.rate
+        rate, room, kept = self._ctx.pool.limits.rate, self._ctx.pool.answer.buffer, self._kept
 
         def secure(fd: int, peer: Peer, parser: RequestParser) -> Connection:
-            return TLSConnection(fd, peer, parser, timeouts.body, timeouts.send, rate, server, failures)
+            return TLSConnection(fd, peer, parser, timeouts.body, timeouts.send, rate, room, kept, server, failures)
 
         self._tls[fd] = self._tls_named[text] = secure
         self._texts[fd] = text
@@ -497,7 +510,8 @@ class _Loop:
         parser = RequestParser(self._limits, data, self._memory)
         if make is None:
             rate = self._ctx.pool.limits.rate
-            connection = Connection(fd, peer, parser, timeouts.body, timeouts.send, rate)
+            room = self._ctx.pool.answer.buffer
+            connection = Connection(fd, peer, parser, timeouts.body, timeouts.send, rate, room, self._kept)
         else:
             connection = make(fd, peer, parser)
         self._connections[fd] = connection
@@ -532,6 +546,9 @@ class _Loop:
         """The connection is readable, or new."""
         if connection.queued or connection.closed:
             return  # its turn comes, and it is reported again; or the porter gave it away since it was reported
+        if connection.outbox is not None:
+            self._push(connection)
+            return
         if connection.preamble is not None and not self._announce(connection):
             return
         try:
@@ -749,8 +766,11 @@ class _Loop:
     def _drained(self, connection: Connection) -> None:
         self._drop_upload(connection)
         self._next(connection)
+        self._let_go(connection)
+
+    def _let_go(self, connection: Connection) -> None:
+        """It may be idle now, too late for what happens to idle ones when the worker begins to leave."""
         if self._left and connection in self._idle:
-            # Too late for what happens to idle ones when the worker begins to leave.
             if self._ctx.stopping:
                 self._close(connection)
             else:
@@ -808,15 +828,19 @@ class _Loop:
             if porter is not None and porter.end():
                 ctx.keeps_waiting(0)  # what it has counted is looked at now
             self._now = now = ctx.request_finished()
-            if ctx.access is not None:
-                self._log_exchange(exchange, now - (start if upload is None else upload.started))
+            since = start if upload is None else upload.started
+            if ctx.access is not None and connection.outbox is None:
+                self._log_exchange(exchange, now - since)
             if stored is not None:
                 stored.close()
-        self._answered(connection, exchange)
+        if connection.outbox is None:
+            self._answered(connection, exchange, now)
+        else:
+            self._await_reader(connection, connection.outbox, exchange, since)
         if exchange.keep_alive and now - start > _SLOW and len(self._connections) > 1:
             self._share_parked()
 
-    def _answered(self, connection: Connection, exchange: Exchange) -> None:
+    def _answered(self, connection: Connection, exchange: Exchange, now: float) -> None:
         """What becomes of a connection after the answer that was sent just now."""
         connection.fresh = False
         if not exchange.keep_alive:
@@ -824,7 +848,7 @@ class _Loop:
         elif not exchange.body_ended:
             self._drain(connection, exchange.request)
         elif connection.registered and not connection.parser.unread:
-            self._idle.renew(connection, self._now)  # the poll set tells
+            self._idle.renew(connection, now)  # the poll set tells
         else:
             self._next(connection)
 
@@ -861,10 +885,55 @@ class _Loop:
             pass  # it did not wait so long
         self._now = time.monotonic()
         ctx.rests()  # where all are turned away, no request comes that would put its alarm off
+        if connection.outbox is not None:
+            self._await_reader(connection, connection.outbox, exchange, start)
+            return True
         if ctx.access is not None:
             self._log_exchange(exchange, self._now - start)
-        self._answered(connection, exchange)
+        self._answered(connection, exchange, self._now)
         return True
+
+    def _await_reader(self, connection: Connection, outbox: Outbox, exchange: Exchange, since: float) -> None:
+        """The client has not taken all of its answer: the rest is sent as it does, and nothing else is done on its
+        connection until then."""
+        outbox.exchange = exchange
+        outbox.since = since
+        self._idle.discard(connection)
+        self._push(connection)
+
+    def _push(self, connection: Connection) -> None:
+        """Sends what goes of an answer's rest. After its last byte, or the client's end, the request is over."""
+        outbox = connection.outbox
+        assert outbox is not None
+        exchange = outbox.exchange
+        now = time.monotonic()
+        try:
+            if not connection.push(now):
+                if connection not in self._readers:
+                    deadline = outbox.deadline
+                    self._readers.add(connection, deadline)
+                    self._push_at = min(self._push_at, deadline)
+                self._register(connection)
+                return
+            if outbox.missing:
+                exchange.fall_short(outbox.missing)
+                self._tell(self._ctx.log.warning, "app_response_length", exchange, exchange.complaint)
+        except OSError as error:
+            self._tell(self._ctx.log.info, "client_gone", exchange, str(exchange.lose(error, outbox.left)))
+        self._readers.discard(connection)
+        connection.outbox = None
+        outbox.close()
+        if self._ctx.access is not None:
+            self._log_exchange(exchange, now - outbox.since)
+        if connection.registered:
+            self._register(connection)
+        self._answered(connection, exchange, now)
+        self._let_go(connection)
+
+    def _tell(self, log: Callable[..., None], event: str, exchange: Exchange, reason: str) -> None:
+        """Says of an answer's rest what the handler says of the answer."""
+        request = exchange.request
+        log(event, request=f"{request.method} {request.target}", client=exchange.peer.client, reason=reason)
 
     def _next(self, connection: Connection) -> None:
         """After an answer that leaves the connection open: the next request may be here already."""
@@ -1001,6 +1070,22 @@ class _Loop:
     def pass_on(self, connection: Connection) -> bool:
         """Gives one of them away."""
         return self._give(connection)
+
+    def readers(self) -> list[Connection]:
+        """Those who have not taken all of their answer. The application may still read from the one that is served, and
+        OpenSSL's sessions are for one thread at a time."""
+        return [
+            connection
+            for connection in self._connections.values()
+            if connection.outbox is not None and (connection is not self._served or connection.movable)
+        ]
+
+    def send_on(self, connection: Connection) -> bool:
+        """Sends what goes of one's answer; False if that was the last of it, or the client's end."""
+        try:
+            return not connection.push(time.monotonic())
+        except OSError:
+            return False  # the main thread will meet it, too
 
     def relay(self) -> bool:
         """Passes on what this worker was woken for and did not get to, because the request came first: the kernel wakes

@@ -17,11 +17,12 @@ import errno
 import os
 import select
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from preforkd.http import Peer, Request, RequestParser, SpeaksPlainly
 from preforkd.models.connection import Connection
+from preforkd.models.outbox import Outbox
 from preforkd.models.seldom import Seldom
 from preforkd.tls import ServerTls, described
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _READ = 16 * 1024 + 512
 #: What is encrypted at once; the encrypted copy is as large.
 _WRITE = 64 * 1024
+#: So many of these are sent from an outbox before others have their turn.
+_TURN = 32
 #: Bytes that may come in a row without a byte of data among them: a record that comes in pieces, a few updates of keys
 #: (30 bytes each). In a handshake: the longest chain of certificates that OpenSSL takes (SSL_CTX_set_max_cert_list(3)).
 _BARREN = 32 * 1024
@@ -80,10 +83,12 @@ class TLSConnection(Connection):
         body_timeout: float,
         send_timeout: float,
         rate: int,
+        room: int,
+        kept: Callable[[], None] | None,
         server: ServerTls,
         failures: Failures,
     ) -> None:
-        super().__init__(fd, peer, parser, body_timeout, send_timeout, rate)
+        super().__init__(fd, peer, parser, body_timeout, send_timeout, rate, room, kept)
         self._server = server
         self._failures = failures
         self._in = ssl.MemoryBIO()
@@ -100,7 +105,7 @@ class TLSConnection(Connection):
     @property
     def interest(self) -> int:
         """What the poll set is to wait for: while something is left to send, nothing more is taken in."""
-        return select.EPOLLOUT if self._pending else select.EPOLLIN
+        return select.EPOLLOUT if self._pending or self.outbox is not None else select.EPOLLIN
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
@@ -219,21 +224,24 @@ class TLSConnection(Connection):
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 
-    def send(self, pieces: Sequence[bytes]) -> None:
+    def send(self, pieces: Sequence[bytes], last: bool = False) -> None:
         """See `Connection.send`."""
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if len(data) <= _WRITE:
-            self._send(data)
-        else:
-            view = memoryview(data)
-            for start in range(0, len(view), _WRITE):
-                self._send(view[start : start + _WRITE])
+        view = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        for start in range(0, len(view), _WRITE):
+            rest = view[start + _WRITE :]
+            self._post(view[start : start + _WRITE])
+            if self._pending:
+                if last and 0 < self._room >= len(rest):
+                    self._keep(bytes(rest))
+                    return
+                self._flush_all()
 
-    def _send(self, data: bytes | memoryview) -> None:
+    def _post(self, data: bytes | memoryview) -> None:
+        """Encrypts it, and sends what goes without waiting; what does not is pending."""
         if self._ended:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self._encrypt(data)
-        self._flush_all()
+        self._flush()
 
     def _encrypt(self, data: bytes | memoryview) -> None:
         try:
@@ -244,16 +252,33 @@ class TLSConnection(Connection):
             self._ended = True
             raise ConnectionAbortedError(errno.ECONNABORTED, f"TLS failed: {_reason(error)}") from None
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         """See `Connection.send_file`; the kernel cannot encrypt, so the file is read here."""
         done = 0
-        while done < count:
+        data = head
+        while True:
+            if data:
+                self._post(data)
+                if self._pending:
+                    if last and self._room and self._keep_file(b"", descriptor, offset + done, count - done):
+                        return count
+                    self._flush_all()
             data = os.pread(descriptor, min(count - done, _WRITE), offset + done)
             if not data:
-                break
-            self._send(data)
+                return done
             done += len(data)
-        return done
+
+    def _send_on(self, outbox: Outbox) -> bool:
+        """See `Connection`; what is pending goes first."""
+        self._flush()
+        for _ in range(_TURN):
+            if self._pending:
+                return False
+            data = outbox.take(_WRITE)
+            if not data:
+                return True
+            self._post(data)
+        return False
 
     def try_send(self, data: bytes) -> None:
         """See `Connection.try_send`; in plain text where the client speaks no TLS."""

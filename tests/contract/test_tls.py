@@ -12,15 +12,16 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from preforkd.config import Body, Limits, Listen, Timeouts
+from preforkd.config import Answer, Body, Limits, Listen, Timeouts
 from preforkd.errors import ExitCode
+from preforkd.handlers.wsgi import WSGI
 from preforkd.tls import ServerTls, server_tls
 from tests.contract.bench import PATIENCE, Client, Response, Worker
 from tests.contract.conftest import Start
@@ -28,6 +29,9 @@ from tests.contract.services import BIG, FILE, PIECES, Gate
 from tests.support.certificates import Authority, listen_with
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
+
+#: More than the kernel's buffers hold (net.ipv4.tcp_wmem and the client's tcp_rmem, before anything is read).
+LARGE = os.urandom(1 << 16) * 200
 
 Handover = tuple[socket.socket, socket.socket]
 
@@ -130,6 +134,94 @@ def test_a_slow_reader_gets_all(secure: Secure, join: Join, listener: socket.soc
     client.send(b"GET /big HTTP/1.1\r\nHost: a.test\r\n\r\n")
     time.sleep(0.2)  # lets the buffers run full; the outcome does not depend on it
     assert client.response().body == b"x" * BIG
+
+
+class Large:
+    """An application whose answers are larger than all buffers, and have a close() that can be held."""
+
+    def __init__(self, gate: Gate, file: Path) -> None:
+        self._gate = gate
+        self._file = file
+        file.write_bytes(LARGE)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        if environ["PATH_INFO"] == "/list":
+            return [LARGE]
+        if environ["PATH_INFO"] == "/file":
+            wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](self._file.open("rb"))
+            return wrapped
+        if environ["PATH_INFO"] == "/hold":
+            self._gate.hold()
+        return [b"small"]
+
+
+@pytest.fixture
+def large(secure: Secure, gate: Gate, tmp_path: Path) -> Secure:
+    def begin(**options: Any) -> Worker:
+        answer = Answer(buffer=len(LARGE))
+        return secure(handler=WSGI(Large(gate, tmp_path / "large"), pool="web"), settings={"answer": answer}, **options)
+
+    return begin
+
+
+@VERSIONS
+@pytest.mark.parametrize("path", ["/list", "/file"])
+def test_a_complete_answer_costs_no_worker(
+    large: Secure, join: Join, authority: Authority, tmp_path: Path, version: str, path: str
+) -> None:
+    worker = large(access=True)
+    reader = join(authority.client(version=version))
+    reader.send(f"GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n".encode() + REQUEST)
+    worker.wait_for("finished")
+    assert join().get().body == b"small"
+    assert worker.wait_for("access")["sent"] == 5
+    assert reader.response().body == LARGE
+    assert reader.response().body == b"small"
+    record = worker.wait_for("access")
+    assert (record["target"], record["sent"]) == (path, len(LARGE))
+    assert worker.files_in(tmp_path) == 0
+
+
+@pytest.mark.parametrize("path", ["/list", "/file"])
+def test_a_complete_answer_that_is_not_read_is_cut_off(large: Secure, join: Join, path: str) -> None:
+    worker = large(access=True, timeouts=Timeouts(send=0.2))
+    reader = join()
+    reader.send(f"GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n".encode())
+    worker.wait_for("finished")
+    assert "does not read" in worker.wait_for("client_gone")["reason"]
+    assert 0 < worker.wait_for("access")["sent"] < len(LARGE)
+    with pytest.raises((ssl.SSLError, ConnectionError)):  # and no close_notify, as if that had been all
+        reader.until_closed()
+
+
+def test_a_file_that_becomes_shorter_on_its_way(large: Secure, join: Join, tmp_path: Path) -> None:
+    worker = large(access=True)
+    reader = join()
+    reader.send(b"GET /file HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    worker.wait_for("finished")
+    os.truncate(tmp_path / "large", len(LARGE) - 1000)
+    with pytest.raises(EOFError):
+        reader.response()
+    assert "1000 bytes shorter" in worker.wait_for("app_response_length")["reason"]
+    assert worker.wait_for("access")["sent"] == len(LARGE) - 1000
+
+
+def test_a_long_request_does_not_keep_a_reader_waiting(
+    large: Secure, join: Join, gate: Gate, handover: Handover
+) -> None:
+    worker = large(handover=handover)
+    reader, busy = join(), join()
+    reader.send(b"GET /list HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    worker.wait_for("finished")
+    busy.send(b"GET /hold HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    gate.wait_held()
+    assert reader.response().body == LARGE
+    gate.open()
+    assert busy.response().body == b"small"
+    worker.stop()
+    assert reader.until_closed() == busy.until_closed() == b""  # in order, with close_notify
+    assert worker.join() == ExitCode.OK
 
 
 def test_a_client_that_does_not_read_is_given_up(secure: Secure, join: Join) -> None:

@@ -17,14 +17,20 @@ from tests.system.daemon import PATIENCE, Daemon
 CROWD = 60
 
 APP = """
-import os
+import os, tempfile
 
 good = application
 
 def application(environ, start_response):
-    if environ["PATH_INFO"] == "/big":
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(16 << 20))])
-        return iter([b"x" * (16 << 20)])
+    if environ["PATH_INFO"] in ("/complete", "/file", "/stream"):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        if environ["PATH_INFO"] == "/complete":
+            return [b"x" * (16 << 20)]
+        if environ["PATH_INFO"] == "/stream":
+            return iter([b"x" * (16 << 20)])
+        file = tempfile.TemporaryFile()
+        file.truncate(16 << 20)
+        return environ["wsgi.file_wrapper"](file)
     environ["wsgi.input"].read()
     return good(environ, start_response)
 """
@@ -80,12 +86,25 @@ def test_slow_bodies(daemon: Daemon, tool: str) -> None:
     good.result().check()
 
 
-def test_slow_readers(daemon: Daemon, tool: str) -> None:
-    """An answer that the kernel's buffer does not hold costs a worker, until its reader's time is up; so there must be
+SIP = ("-X", "-w", "512", "-y", "1024", "-n", "1", "-z", "32")
+
+
+@pytest.mark.parametrize("path", ["/complete", "/file"])
+def test_slow_readers(daemon: Daemon, tool: str, path: str) -> None:
+    """Answers that are complete, and larger than the kernel's buffer: far more readers than workers."""
+    daemon.pool["answer"] = {"buffer": "16M"}
+    impatient(daemon, 2)
+    with attacked(tool, daemon, path, *SIP), CountingClient(daemon.address, timeout=5) as good:
+        daemon.wait_for_event("client_gone", reason=lambda reason: "does not read" in reason)
+        good.wait(20)
+    good.result().check()
+
+
+def test_slow_readers_of_streams(daemon: Daemon, tool: str) -> None:
+    """An answer to which the application may add costs a worker, until its reader's time is up; so there must be
     more workers than slow readers, and each is free again soon."""
     impatient(daemon, 16)
-    options = ("-X", "-w", "512", "-y", "1024", "-n", "1", "-z", "32")
-    with attacked(tool, daemon, "/big", *options, crowd=10), CountingClient(daemon.address, timeout=5) as good:
+    with attacked(tool, daemon, "/stream", *SIP, crowd=10), CountingClient(daemon.address, timeout=5) as good:
         daemon.wait_for_event("client_gone", reason=lambda reason: "does not read" in reason)
         good.wait(20)
     good.result().check()

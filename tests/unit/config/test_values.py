@@ -173,7 +173,7 @@ def test_every_setting_is_compared() -> None:
     cases: list[tuple[str, Config]] = list(others(config))
     cases += [(f"log.{name}", dataclasses.replace(config, log=changed)) for name, changed in others(config.log)]
     cases += [(f"pools.web.{name}", with_pool(changed)) for name, changed in others(pool)]
-    for section in ("workers", "recycle", "timeouts", "limits", "body"):
+    for section in ("workers", "recycle", "timeouts", "limits", "body", "answer"):
         for name, changed in others(getattr(pool, section)):
             replaced: dict[str, Any] = {section: changed}
             cases.append((f"pools.web.{section}.{name}", with_pool(dataclasses.replace(pool, **replaced))))

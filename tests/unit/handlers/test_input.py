@@ -29,10 +29,10 @@ class Wire:
     def receive(self) -> bytes:
         return self.pieces.pop(0) if self.pieces else b""
 
-    def send(self, pieces: Sequence[bytes]) -> None:
+    def send(self, pieces: Sequence[bytes], last: bool = False) -> None:
         raise AssertionError
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         raise AssertionError
 
 

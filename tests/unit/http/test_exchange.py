@@ -19,6 +19,7 @@ class Wire:
         self.incoming = list(incoming)
         self.sent = b""
         self.writes = 0
+        self.last: list[bool] = []
         self.broken: OSError | None = None
 
     def receive(self) -> bytes:
@@ -27,15 +28,16 @@ class Wire:
             raise piece
         return piece
 
-    def send(self, pieces: Sequence[bytes]) -> None:
+    def send(self, pieces: Sequence[bytes], last: bool = False) -> None:
         if self.broken is not None:
             raise self.broken
         self.sent += b"".join(pieces)
         self.writes += 1
+        self.last.append(last)
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         data = os.pread(descriptor, count, offset)
-        self.send([data])
+        self.send([head, data], last)
         return len(data)
 
     @property
@@ -451,3 +453,73 @@ def test_a_body_that_arrived_before_the_answer_is_read_after_its_beginning() -> 
     assert ex.body_ended
     assert drain(ex) == b"abcdef"
     assert ex.received == 6
+
+
+LAST = [
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 6, [False, True]),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 5, [False, True]),  # the second block is cut
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 7, [False, False]),  # it is too short, and will be aborted
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", None, [False, False, True]),
+    (b"GET / HTTP/1.0\r\n\r\n", None, [False, False]),
+    (b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", 6, [True]),
+]
+
+
+@pytest.mark.parametrize(("raw", "length", "last"), LAST)
+def test_the_transport_knows_what_is_the_last(raw: bytes, length: int | None, last: list[bool]) -> None:
+    subject, wire = exchange(raw)
+    subject.start("200 OK", [("Content-Length", str(length))] if length is not None else [])
+    subject.write(b"one")
+    subject.write(b"two")
+    subject.finish()
+    assert wire.last == last
+
+
+def test_a_file_is_the_last_if_the_answer_is_complete_with_it() -> None:
+    for length, written, last in [(6, b"", True), (9, b"abc", True), (9, b"", False), (None, b"", True)]:
+        subject, wire = exchange(GET)
+        subject.start("200 OK", [("Content-Length", str(length))] if length is not None else [])
+        subject.write(written)
+        descriptor = os.memfd_create("file")
+        os.write(descriptor, b"a file")
+        subject.send_file(descriptor, 0, 6)
+        os.close(descriptor)
+        assert wire.last[-1] is last
+        assert wire.body == written + b"a file"
+
+
+@pytest.mark.parametrize(("error", "stalled"), [(TimeoutError(), True), (BrokenPipeError(32, "Broken pipe"), False)])
+def test_an_answer_that_is_lost_on_its_way(error: OSError, stalled: bool) -> None:
+    subject, _ = exchange(GET)
+    subject.start("200 OK", [("Content-Length", "10")])
+    subject.write(b"x" * 10)
+    subject.finish()
+    assert subject.keep_alive
+    assert isinstance(subject.lose(error, 4), ClientGone)
+    assert (subject.finished, subject.aborted, subject.stalled, subject.keep_alive) == (False, True, stalled, False)
+    assert subject.sent == 6
+
+
+def test_a_lost_head_or_framing_is_not_subtracted_from_the_content() -> None:
+    subject, _ = exchange(GET)
+    subject.start("200 OK", [])
+    subject.write(b"x" * 10)
+    subject.finish()
+    subject.lose(TimeoutError(), 5)  # the last chunk, which is empty
+    assert subject.sent == 10
+    subject, _ = exchange(GET)
+    subject.start("200 OK", [("Content-Length", "10")])
+    subject.write(b"x" * 10)
+    subject.finish()
+    subject.lose(TimeoutError(), 100)  # with its head
+    assert subject.sent == 0
+
+
+def test_a_file_that_falls_short_on_its_way() -> None:
+    subject, _ = exchange(GET)
+    subject.start("200 OK", [("Content-Length", "10")])
+    subject.write(b"x" * 10)
+    subject.finish()
+    subject.fall_short(3)
+    assert (subject.finished, subject.aborted, subject.keep_alive, subject.sent) == (False, True, False, 7)
+    assert "3 bytes shorter" in subject.complaint

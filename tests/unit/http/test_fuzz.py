@@ -252,10 +252,10 @@ class Wire:
     def receive(self) -> bytes:
         return b""
 
-    def send(self, pieces: Iterable[bytes]) -> None:
+    def send(self, pieces: Iterable[bytes], last: bool = False) -> None:
         self.sent += b"".join(pieces)
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+    def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         raise AssertionError
 
 

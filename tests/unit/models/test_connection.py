@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -32,8 +35,9 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         yield server, client
 
 
-def connection(server: socket.socket, *, timeout: float, rate: int) -> Connection:
-    return Connection(server.fileno(), Peer("", 0, "x", 80), RequestParser(RequestLimits()), timeout, timeout, rate)
+def connection(server: socket.socket, *, timeout: float, rate: int, room: int = 0) -> Connection:
+    parser = RequestParser(RequestLimits())
+    return Connection(server.fileno(), Peer("", 0, "x", 80), parser, timeout, timeout, rate, room)
 
 
 def sip(client: socket.socket, size: int, pause: float) -> threading.Thread:
@@ -127,3 +131,93 @@ def test_a_body_goes_on_at_the_pace_at_which_it_came(pair: Pair) -> None:
     transport.begin()
     client.shutdown(socket.SHUT_WR)
     assert transport.receive() == b""
+
+
+def fill(server: socket.socket) -> None:
+    """Sends as much as the kernel takes."""
+    for size in (65536, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                server.send(b"y" * size)
+
+
+@pytest.mark.parametrize("size", [10, 16_000, 100_000, 4 << 20])
+def test_what_is_kept_is_not_waited_for(pair: Pair, size: int) -> None:
+    """Not even behind what fills the kernel's buffer, so that nothing of it goes at once."""
+    server, client = pair
+    fill(server)
+    transport = connection(server, timeout=10, rate=1, room=5 << 20)
+    transport.begin()
+    assert transport.interest == select.EPOLLIN
+    content = os.urandom(size)
+    transport.send((b"head", content), last=True)
+    assert transport.outbox is not None
+    assert transport.interest == select.EPOLLOUT
+    assert transport.outbox.left == 4 + size
+    received = bytearray()
+    while not transport.push(time.monotonic()):
+        received += client.recv(1 << 20)
+    client.setblocking(False)
+    while not received.endswith(content[-10:]):
+        received += client.recv(1 << 20)
+    assert received.lstrip(b"y") == b"head" + content
+
+
+def test_what_is_not_the_last_is_not_kept(pair: Pair) -> None:
+    server, _ = pair
+    transport = connection(server, timeout=0.1, rate=1, room=64 << 20)
+    transport.begin()
+    with pytest.raises(TimeoutError):
+        transport.send([b"x" * (4 << 20)])
+    assert transport.outbox is None
+
+
+def test_what_is_too_large_is_waited_for_until_the_rest_fits(pair: Pair) -> None:
+    server, client = pair
+    transport = connection(server, timeout=10, rate=1, room=1 << 20)
+    transport.begin()
+    reader = sip(client, 0, 0)
+    transport.send([bytes(8 << 20)], last=True)
+    assert transport.outbox is None or transport.outbox.left <= 1 << 20
+    while transport.outbox is not None and not transport.push(time.monotonic()):
+        pass
+    server.close()
+    reader.join()
+
+
+def test_what_is_kept_has_the_pace_of_what_was_waited_for(pair: Pair) -> None:
+    server, _ = pair
+    transport = connection(server, timeout=10, rate=1, room=64 << 20)
+    transport.begin()
+    before = time.monotonic()
+    transport.send([bytes(8 << 20)], last=True)
+    assert transport.outbox is not None
+    left = transport.outbox.left
+    assert before + 10 <= transport.outbox.deadline <= time.monotonic() + 10
+    assert not transport.push(before + 9.9)
+    with pytest.raises(TimeoutError):
+        transport.push(time.monotonic() + 10)
+    assert transport.outbox.left == left
+
+
+def test_the_head_of_a_file_is_kept_with_it(pair: Pair) -> None:
+    server, client = pair
+    fill(server)
+    transport = connection(server, timeout=10, rate=1, room=1)
+    transport.begin()
+    descriptor = os.memfd_create("file")
+    os.write(descriptor, b"content")
+    assert transport.send_file(descriptor, 0, 7, b"head", last=True) == 7
+    os.close(descriptor)
+    received = bytearray()
+    while not transport.push(time.monotonic()):
+        received += client.recv(1 << 20)
+    client.setblocking(False)
+    while not received.endswith(b"content"):
+        received += client.recv(1 << 20)
+    assert received.lstrip(b"y") == b"headcontent"
+    kept = transport.outbox
+    assert kept is not None and kept.descriptor is not None
+    server.detach()
+    transport.close()
+    assert kept.descriptor is None

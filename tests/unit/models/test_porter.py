@@ -31,6 +31,12 @@ class Nothing:
     def relay(self) -> bool:
         return False
 
+    def readers(self) -> Sequence[Connection]:
+        return ()
+
+    def send_on(self, connection: Connection) -> bool:
+        raise AssertionError
+
     def can_pass_on(self, ready: int) -> bool:
         raise AssertionError
 

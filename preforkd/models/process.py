@@ -25,8 +25,10 @@ import errno
 import math
 import os
 import random
+import resource
 import select
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -74,6 +76,9 @@ _LINGER = 2.0
 _SILENT_GRACE = 1.0
 #: How long accepting pauses when descriptors have run out and none can be freed here.
 _PAUSE = 1.0
+#: So many descriptors are not for clients: the application opens files and connections of its own. Of a small limit, an
+#: eighth.
+_RESERVE = 64
 #: How many pieces of a body (64 KiB each) are read before others have their turn: less than a millisecond, and as much
 #: memory as is taken before the disk is.
 _EAGER = 16
@@ -166,6 +171,8 @@ class _Loop:
         self._nearest = math.inf
         #: When the last request ended.
         self._now = -math.inf
+        #: So many connections leave the application the descriptors that it may need.
+        self._most = 0
         #: When to accept again after a shortage; infinite while accepting.
         self._resume_at = math.inf
         self._shortages = Seldom()
@@ -255,6 +262,8 @@ class _Loop:
                     self._accept(fd)
                 elif self._handover is not None and fd == self._handover[1].fileno():
                     self._adopt()
+            if len(self._connections) > self._most:
+                self._shortage(OSError(errno.EMFILE, ""))
         if len(held) == 1:
             self._receive(held[0])
         elif held:
@@ -393,6 +402,7 @@ class _Loop:
                 # the last one (Nagle) would only delay it.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._listeners[listener.fileno()] = (listener, name, port)
+        self._most = _most_connections()
         self._resume()
         if self._handover is not None:
             self._keep_spare()
@@ -1272,6 +1282,14 @@ def _server_of(listener: socket.socket, secure: bool) -> tuple[str, int]:
         return "localhost", 443 if secure else 80
     host, port = listener.getsockname()[:2]
     return (socket.gethostname() if host in ("0.0.0.0", "::") else host), port
+
+
+def _most_connections() -> int:
+    """How many connections a worker may hold: what is left of its descriptors when it begins, less a reserve."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, soft - len(os.listdir("/proc/self/fd")) - min(_RESERVE, soft // 8))
 
 
 def _printable(line: bytes) -> str:

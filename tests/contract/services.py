@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -99,6 +100,13 @@ class WSGIService:
         self._ok(start_response)
         wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](self._file.open("rb"))
         return wrapped
+
+    def on_files(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        with contextlib.ExitStack() as stack:
+            for _ in range(int(environ["QUERY_STRING"])):
+                stack.enter_context(open(self._file, "rb"))
+        self._ok(start_response)
+        return [b"open"]
 
     def on_big(self, environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         self._ok(start_response, ("Content-Length", str(BIG)))

@@ -128,6 +128,18 @@ def test_out_of_descriptors_the_oldest_idle_connection_goes(start: Start, connec
     assert clients[-1].get().status == 200
 
 
+def test_idle_connections_leave_the_application_its_descriptors(start: Start, connect: Connect) -> None:
+    worker = start(spare_files=64)
+    clients = []
+    for _ in range(80):
+        client = connect()
+        assert client.get().status == 200
+        clients.append(client)
+    assert clients[-1].get("/files?8").status == 200
+    assert worker.wait_for("descriptors_exhausted")["action"] == "closing idle connections"
+    assert clients[0].until_closed() == b""
+
+
 def test_out_of_descriptors_without_idle_connections_nothing_spins(start: Start, connect: Connect) -> None:
     half = [connect() for _ in range(10)]
     for client in half:  # before there is a worker: one that is accepted before it has sent anything counts as idle

@@ -282,7 +282,7 @@ class _Call:
                 total = len(result[0])
             else:
                 total = sum(map(len, result))
-                if total <= _JOINED and all(isinstance(block, bytes) for block in result):
+                if 0 < total <= _JOINED and all(isinstance(block, bytes) for block in result):
                     result = (b"".join(result),)
         elif isinstance(result, Sized):
             # "If the iterable is of length 1 the server can determine Content-Length" (PEP 3333).

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from preforkd.config import Timeouts
+from preforkd.models.connection import Connection
 from tests.contract.bench import Client, Worker
 from tests.contract.services import Gate
 
@@ -55,6 +56,28 @@ def test_who_waited_too_long_in_the_kernels_queue_is_refused(start: Start, conne
     # The connection is kept, and its next request has not waited.
     assert late.get().status == 200
     assert sum(event["event"] == "started" for event in worker.events) <= 2
+
+
+def test_a_refusal_that_does_not_go_at_once_is_kept_like_an_answer(
+    start: Start, connect: Connect, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_nothing(self: Connection, pieces: Sequence[bytes], last: bool = False) -> None:
+        assert last
+        self._keep(b"".join(pieces))
+
+    monkeypatch.setattr(Connection, "send", send_nothing)  # as if the kernel's buffer were full
+    worker = start(timeouts=QUEUE, access=True)
+    busy, late = connect(), connect()
+    hold(busy, gate)
+    late.send(GET + GET)
+    release(busy, gate)
+    assert late.response().status == 503
+    record = worker.wait_for("access")
+    while record["status"] != 503:
+        record = worker.wait_for("access")
+    assert record["target"] == "/"
+    assert late.response().status in (200, 503)
+    assert late.get().status == 200
 
 
 def test_who_waited_too_long_on_a_kept_connection_is_refused(start: Start, connect: Connect, gate: Gate) -> None:

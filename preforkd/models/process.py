@@ -762,7 +762,7 @@ class _Loop:
             self._close(connection)  # answered long ago
             return
         line = _printable(upload.request.line).rpartition(" HTTP/")[0]
-        client = connection.peer.client
+        client = self._client_of(connection, upload.request).client
         self._ctx.log.info("request_body_failed", request=line, client=client, status=status, reason=reason)
         self._refuse(connection, Refusal(status, reason, upload.request.line))
 
@@ -873,6 +873,15 @@ class _Loop:
         else:
             self._linger(connection)
 
+    def _client_of(self, connection: Connection, request: Request) -> Peer:
+        """Who sent a request that does not reach the application, as far as a proxy tells it."""
+        if self._forwarding is not None:
+            try:
+                return self._forwarding.apply(request, connection.peer)[0]
+            except Malformed:
+                pass
+        return connection.peer
+
     def _turned_away(self, connection: Connection, request: Request) -> bool:
         """Answers a request that has waited too long with 503, without the application; see `overload`."""
         ctx = self._ctx
@@ -883,7 +892,9 @@ class _Loop:
             return False
         ctx.request_refused(waited)
         self._heads.discard(connection)
-        exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
+        exchange = Exchange(
+            request, connection.parser, connection, self._client_of(connection, request), self._is_leaving
+        )
         exchange.skip_body(connection.read, _SKIP)
         try:
             exchange.answer_plainly(
@@ -1248,11 +1259,12 @@ class _Loop:
         words = refusal.line.decode("latin-1").split(" ")
         whole = len(words) == 3
         upload = connection.upload
+        peer = connection.peer if upload is None else self._client_of(connection, upload.request)
         self._log_access(
             AccessRecord(
                 time=upload.began if upload is not None else time.time(),
                 duration=time.monotonic() - upload.started if upload is not None else 0.0,
-                client=connection.peer.client,
+                client=peer.client,
                 method=words[0] if whole else "",
                 target=words[1] if whole else refusal.line.decode("latin-1"),
                 protocol=words[2] if whole else "",

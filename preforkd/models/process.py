@@ -76,8 +76,8 @@ _LINGER = 2.0
 _SILENT_GRACE = 1.0
 #: How long accepting pauses when descriptors have run out and none can be freed here.
 _PAUSE = 1.0
-#: So many descriptors are not for clients: the application opens files and connections of its own. Of a small limit, an
-#: eighth.
+#: So many descriptors are not for clients: the application opens files and connections of its own. Where there are few,
+#: an eighth.
 _RESERVE = 64
 #: How many pieces of a body (64 KiB each) are read before others have their turn: less than a millisecond, and as much
 #: memory as is taken before the disk is.
@@ -1301,7 +1301,8 @@ def _most_connections() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
-    return max(1, soft - len(os.listdir("/proc/self/fd")) - min(_RESERVE, soft // 8))
+    left = soft - len(os.listdir("/proc/self/fd"))
+    return max(1, left - min(_RESERVE, left // 8))
 
 
 def _printable(line: bytes) -> str:

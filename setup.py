@@ -12,8 +12,8 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 #: inherit from OSError. Of the rest, only what a request costs time in.
 COMPILED = """
     handlers/wsgi http/_llhttp http/chunked http/events http/exchange http/limits http/parser http/response
-    models/connection models/deadlines models/handover models/pace models/preamble models/process models/seldom
-    models/tls models/upload scoreboard worker/context
+    models/connection models/deadlines models/handover models/overload models/pace models/porter models/preamble
+    models/process models/seldom models/tls models/upload scoreboard worker/context
 """
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Final
 
 from preforkd.http._llhttp import BadHead, UnknownMethod, split_fields
 from preforkd.http.chunked import ChunkedBody
@@ -35,7 +36,10 @@ _ABSOLUTE = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://([^/?]+)(.*)", re.DOTALL)
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _DIGITS = re.compile(rb"[0-9]+")
 
-_HEAD, _LENGTH, _CHUNKED, _FAILED = range(4)
+_HEAD: Final = 0
+_LENGTH: Final = 1
+_CHUNKED: Final = 2
+_FAILED: Final = 3
 
 #: How many heads, and blocks of fields, are remembered, and how long they may be: at most a megabyte in all.
 _REMEMBERED = 128
@@ -431,7 +435,7 @@ _SPECIAL = frozenset((b"host", b"content-length", b"transfer-encoding", b"connec
 
 #: Field name as sent -> in lower case if `_judge` has a rule for it, ``_`` if it has an underscore, else empty. Clients
 #: send few different names; strangers' inventions must not fill the memory.
-_special: dict[bytes, bytes] = {}
+_special: Final[dict[bytes, bytes]] = {}
 _SPECIAL_MAX = 1000
 
 

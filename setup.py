@@ -47,4 +47,5 @@ else:
     # The settings in setup.cfg are for an environment with everything in it; that of the build has not.
     options = ["--config-file=", "--ignore-missing-imports"]
     modules = [f"preforkd/{name}.py" for name in COMPILED.split()]
-    setup(ext_modules=mypycify([*options, *modules], group_name="preforkd"), cmdclass={"build_ext": Compile})
+    extensions = mypycify([*options, *modules], group_name="preforkd")
+    setup(ext_modules=extensions, cmdclass={"build_ext": Compile})

@@ -135,7 +135,7 @@ def test_idle_connections_leave_the_application_its_descriptors(start: Start, co
         client = connect()
         assert client.get().status == 200
         clients.append(client)
-    assert clients[-1].get("/files?8").status == 200
+    assert clients[-1].get("/files?6").status == 200
     assert worker.wait_for("descriptors_exhausted")["action"] == "closing idle connections"
     assert clients[0].until_closed() == b""
 

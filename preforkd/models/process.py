@@ -262,7 +262,7 @@ class _Loop:
                     self._accept(fd)
                 elif self._handover is not None and fd == self._handover[1].fileno():
                     self._adopt()
-            if len(self._connections) > self._most:
+            if self._is_full():
                 self._shortage(OSError(errno.EMFILE, ""))
         if len(held) == 1:
             self._receive(held[0])
@@ -422,6 +422,10 @@ class _Loop:
         self._texts[fd] = text
 
     def _resume(self) -> None:
+        if self._is_full():
+            self._resume_at = time.monotonic() + _PAUSE
+            self._shortage(OSError(errno.EMFILE, ""))  # if an idle one can go, its end brings us here again
+            return
         self._resume_at = math.inf
         for fd in self._listeners:
             self._epoll.register(fd, _EXCLUSIVE)
@@ -527,6 +531,15 @@ class _Loop:
         self._connections[fd] = connection
         self._ctx.holds(len(self._connections))
         return connection
+
+    def _is_full(self) -> bool:
+        """Would one more connection take descriptors that are the application's? Some have a file besides."""
+        held = len(self._connections)
+        if held * 2 > self._most:
+            for connection in self._connections.values():
+                for kept in (connection.upload, connection.outbox):
+                    held += kept is not None and kept.descriptor is not None
+        return held > self._most
 
     def _shortage(self, error: OSError) -> None:
         """Descriptors (or memory for them) have run out: whoever waits idly longest goes first."""
@@ -762,9 +775,9 @@ class _Loop:
             self._close(connection)  # answered long ago
             return
         line = _printable(upload.request.line).rpartition(" HTTP/")[0]
-        client = self._client_of(connection, upload.request).client
-        self._ctx.log.info("request_body_failed", request=line, client=client, status=status, reason=reason)
-        self._refuse(connection, Refusal(status, reason, upload.request.line))
+        peer = self._client_of(connection, upload.request)
+        self._ctx.log.info("request_body_failed", request=line, client=peer.client, status=status, reason=reason)
+        self._refuse(connection, Refusal(status, reason, upload.request.line), peer)
 
     def _drain(self, connection: Connection, request: Request) -> None:
         """The answer is sent, a little of the request's body is still to come, and the connection is kept: the rest is
@@ -782,7 +795,7 @@ class _Loop:
         """It may be idle now, too late for what happens to idle ones when the worker begins to leave."""
         if self._left and connection in self._idle:
             if self._ctx.stopping:
-                self._close(connection)
+                self._lapse(connection)  # its next request may be here, and a close would take the answer away
             else:
                 self._hand_over(connection)
 
@@ -815,7 +828,7 @@ class _Loop:
             # Asked for on this connection, whatever a proxy tells of another one.
             refusal = Refusal(421, "this connection is not for such a URL; make another", request.line)
         if refusal is not None:
-            self._refuse(connection, refusal)
+            self._refuse(connection, refusal, peer)
             if stored is not None:
                 stored.close()
             return
@@ -940,7 +953,7 @@ class _Loop:
                 exchange.fall_short(outbox.missing)
                 self._tell(self._ctx.log.warning, "app_response_length", exchange, exchange.complaint)
         except OSError as error:
-            self._tell(self._ctx.log.info, "client_gone", exchange, str(exchange.lose(error, outbox.left)))
+            self._tell(self._ctx.log.info, "client_gone", exchange, str(exchange.lose(error, connection.unsent())))
         self._readers.discard(connection)
         connection.outbox = None
         outbox.close()
@@ -948,6 +961,12 @@ class _Loop:
             self._log_exchange(exchange, now - outbox.since)
         if connection.registered:
             self._register(connection)
+        if not exchange.keep_alive and not exchange.aborted:
+            # What the client has sent meanwhile and nobody reads would make a close take the answer away.
+            try:
+                connection.parser.feed(connection.read() or b"")
+            except OSError:
+                pass
         self._answered(connection, exchange, now)
         self._let_go(connection)
 
@@ -982,11 +1001,12 @@ class _Loop:
         connection.queued = True
         self._ready.append(connection)
 
-    def _refuse(self, connection: Connection, refusal: Refusal) -> None:
+    def _refuse(self, connection: Connection, refusal: Refusal, peer: Peer | None = None) -> None:
+        """``peer``: who is told to have sent it, if that is known better than from the connection."""
         data, length = refusal_bytes(refusal.status, refusal.reason)
         connection.try_send(data)
         if self._ctx.access is not None:
-            self._log_refusal(connection, refusal, length)
+            self._log_refusal(connection, refusal, length, peer or connection.peer)
         self._drop_upload(connection)
         self._linger(connection)
 
@@ -1255,11 +1275,10 @@ class _Loop:
             )
         )
 
-    def _log_refusal(self, connection: Connection, refusal: Refusal, length: int) -> None:
+    def _log_refusal(self, connection: Connection, refusal: Refusal, length: int, peer: Peer) -> None:
         words = refusal.line.decode("latin-1").split(" ")
         whole = len(words) == 3
         upload = connection.upload
-        peer = connection.peer if upload is None else self._client_of(connection, upload.request)
         self._log_access(
             AccessRecord(
                 time=upload.began if upload is not None else time.time(),

@@ -130,6 +130,7 @@ class _Loop:
         pool = ctx.pool
         self._ctx = ctx
         self._handler = handler
+        self._pid = os.getpid()
         self._timeouts = pool.timeouts
         self._body = pool.body
         self._limits = RequestLimits(pool.limits.line, pool.limits.header, pool.limits.fields, pool.limits.body)
@@ -1231,6 +1232,7 @@ class _Loop:
                 exchange.user,
                 self._ctx.pool.name,
                 self._ctx.name,
+                self._pid,
             )
         )
 
@@ -1255,6 +1257,7 @@ class _Loop:
                 user=None,
                 pool=self._ctx.pool.name,
                 worker=self._ctx.name,
+                pid=self._pid,
             )
         )
 

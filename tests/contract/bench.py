@@ -53,7 +53,7 @@ class Reporter:
     debug = info = warning = error = event
 
     def log(self, record: AccessRecord, /) -> None:
-        told = {name: getattr(record, name) for name in (*dataclasses.asdict(record), "response_headers", "pid")}
+        told = {name: getattr(record, name) for name in (*dataclasses.asdict(record), "response_headers")}
         self.report("access", **told)
 
 

@@ -753,9 +753,9 @@ class _Loop:
             self._close(connection)  # answered long ago
             return
         line = _printable(upload.request.line).rpartition(" HTTP/")[0]
-        client = connection.peer.client
+        client = self._peer_of(connection, upload.request.headers).client
         self._ctx.log.info("request_body_failed", request=line, client=client, status=status, reason=reason)
-        self._refuse(connection, Refusal(status, reason, upload.request.line))
+        self._refuse(connection, Refusal(status, reason, upload.request.line, upload.request.headers))
 
     def _drain(self, connection: Connection, request: Request) -> None:
         """The answer is sent, a little of the request's body is still to come, and the connection is kept: the rest is
@@ -801,10 +801,11 @@ class _Loop:
                 peer, request = self._forwarding.apply(request, peer)
             except Malformed as mistake:
                 self._proxy_mistake(peer, str(mistake))
-                refusal = Refusal(400, "what a proxy says of the client is malformed", request.line)
+                refusal = Refusal(400, "what a proxy says of the client is malformed", request.line, request.headers)
         if refusal is None and (request.target[0] != "/" or not connection.movable) and connection.misdirected(asked):
             # Asked for on this connection, whatever a proxy tells of another one.
-            refusal = Refusal(421, "this connection is not for such a URL; make another", request.line)
+            reason = "this connection is not for such a URL; make another"
+            refusal = Refusal(421, reason, request.line, request.headers)
         if refusal is not None:
             self._refuse(connection, refusal)
             if stored is not None:
@@ -874,7 +875,8 @@ class _Loop:
             return False
         ctx.request_refused(waited)
         self._heads.discard(connection)
-        exchange = Exchange(request, connection.parser, connection, connection.peer, self._is_leaving)
+        peer = self._peer_of(connection, request.headers)
+        exchange = Exchange(request, connection.parser, connection, peer, self._is_leaving)
         exchange.skip_body(connection.read, _SKIP)
         try:
             exchange.answer_plainly(
@@ -961,6 +963,10 @@ class _Loop:
         self._idle.discard(connection)
         connection.queued = True
         self._ready.append(connection)
+
+    def _peer_of(self, connection: Connection, headers: list[tuple[bytes, bytes]]) -> Peer:
+        """Who is said to have asked for what is refused: behind a trusted proxy its client, if the fields tell."""
+        return connection.peer if self._forwarding is None else self._forwarding.client_of(headers, connection.peer)
 
     def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         data, length = refusal_bytes(refusal.status, refusal.reason)
@@ -1244,14 +1250,14 @@ class _Loop:
             AccessRecord(
                 time=upload.began if upload is not None else time.time(),
                 duration=time.monotonic() - upload.started if upload is not None else 0.0,
-                client=connection.peer.client,
+                client=self._peer_of(connection, refusal.headers).client,
                 method=words[0] if whole else "",
                 target=words[1] if whole else refusal.line.decode("latin-1"),
                 protocol=words[2] if whole else "",
                 status=refusal.status,
                 sent=length,
                 received=upload.spool.size if upload is not None and upload.spool is not None else 0,
-                headers=upload.request.headers if upload is not None else [],
+                headers=refusal.headers,
                 shared=upload.request.shared if upload is not None else {},
                 head=None,
                 user=None,

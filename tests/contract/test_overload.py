@@ -57,6 +57,19 @@ def test_who_waited_too_long_in_the_kernels_queue_is_refused(start: Start, conne
     assert sum(event["event"] == "started" for event in worker.events) <= 2
 
 
+@pytest.mark.parametrize("told", ["192.0.2.1", "who"])
+def test_the_log_names_the_client_that_the_proxy_tells(start: Start, connect: Connect, gate: Gate, told: str) -> None:
+    worker = start(timeouts=QUEUE, access=True, settings={"trusted_proxies": ("127.0.0.1",)})
+    busy, late = connect(), connect()
+    hold(busy, gate)
+    late.send(GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: %b\r\n\r\n" % told.encode()))
+    release(busy, gate)
+    assert late.response().status == 503
+    while (record := worker.wait_for("access"))["status"] != 503:
+        pass
+    assert record["client"] == (told if told != "who" else "127.0.0.1")
+
+
 def test_who_waited_too_long_on_a_kept_connection_is_refused(start: Start, connect: Connect, gate: Gate) -> None:
     start(timeouts=QUEUE)
     busy, kept, fresh = connect(), connect(), connect()

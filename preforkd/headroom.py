@@ -104,11 +104,23 @@ def _available(meminfo: str) -> int | None:
 
 def _files(folder: str) -> Headroom:
     """The master holds one descriptor for each worker."""
+    limit, used = _descriptors(folder)
+    return Headroom(max(0, limit - used - SPARE_FILES), f"the master may open {limit} descriptors and has {used}")
+
+
+def connections(*, files: str = "/proc/self/fd") -> int:
+    """How many descriptors a worker that begins may use for connections: what it is left, but for a reserve for what
+    its application opens. That is a tenth of its limit, at least 32, at most half of what is left."""
+    limit, used = _descriptors(files)
+    left = limit - used
+    return max(1, left - min(max(SPARE_FILES, limit // 10), left // 2))
+
+
+def _descriptors(folder: str) -> tuple[int, int]:
+    """How many descriptors this process may have, and how many it has."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return Headroom(1 << 30, "")
     try:
         used = len(os.listdir(folder))
     except OSError:
         used = 0
-    return Headroom(max(0, soft - used - SPARE_FILES), f"the master may open {soft} descriptors and has {used}")
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft, used

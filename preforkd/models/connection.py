@@ -115,6 +115,12 @@ class Connection:
         return Pace(self._body_timeout, self._rate)
 
     @property
+    def files(self) -> list[int]:
+        """The descriptors of what is kept of its request's body, or of its answer."""
+        kept = (self.upload, self.outbox)
+        return [one.descriptor for one in kept if one is not None and one.descriptor is not None]
+
+    @property
     def interest(self) -> int:
         """What the poll set shall wait for while the connection is parked (epoll's bits)."""
         return select.EPOLLIN if self.outbox is None else select.EPOLLOUT

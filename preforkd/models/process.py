@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from preforkd import headroom
 from preforkd.errors import ExitCode
 from preforkd.http import (
     AccessRecord,
@@ -108,6 +109,8 @@ _CLIENTS = frozenset(
     )
 )
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+#: What is said where it has not come to that, because the application would be the next to meet it.
+_RESERVED = OSError(errno.EMFILE, "the descriptors that are left are for the application")
 
 
 class Process:
@@ -170,6 +173,8 @@ class _Loop:
         #: When to accept again after a shortage; infinite while accepting.
         self._resume_at = math.inf
         self._shortages = Seldom()
+        #: How many descriptors may be in use for connections and their files before somebody who is idle has to go.
+        self._room = headroom.connections()
         self._unspooled = Seldom()
         self._left = False
         self._stopped = False
@@ -195,9 +200,7 @@ class _Loop:
         if self._porter is not None:
             owned += self._porter.descriptors()
         for connection in self._connections.values():
-            for kept in (connection.upload, connection.outbox):
-                if kept is not None and kept.descriptor is not None:
-                    owned.append(kept.descriptor)
+            owned += connection.files
         for descriptor in owned:
             os.dup2(null, descriptor, inheritable=False)
         os.close(null)
@@ -434,15 +437,16 @@ class _Loop:
             self._epoll.unregister(self._handover[1].fileno())
 
     def _accept(self, fd: int) -> None:
+        if self._is_full():
+            self._make_room_for(fd, _RESERVED)
+            return
         try:
             client_fd, peer = self._take(fd)
         except BlockingIOError:
             return  # a sibling was faster
         except OSError as error:
             if error.errno in _SHORTAGE:
-                self._shortage(error)
-                if self._resume_at != math.inf:
-                    self._pass_on(fd)
+                self._make_room_for(fd, error)
             elif error.errno == errno.EINVAL:
                 self._pause()  # a reload dropped the address: nobody listens any more; a rollback may change that
             elif error.errno not in _CLIENTS:
@@ -455,6 +459,20 @@ class _Loop:
         else:
             os.close(client_fd)
             self._proxy_mistake(peer, "it is not listed in proxy_protocol")
+
+    def _is_full(self) -> bool:
+        """Are the descriptors used up but for those that are left to the application?"""
+        most = len(self._connections) + len(self._uploads) + len(self._readers)
+        if most < self._room:
+            return False
+        with_files = self._uploads.waiters() + self._readers.waiters()
+        return len(self._connections) + sum(len(connection.files) for connection in with_files) >= self._room
+
+    def _make_room_for(self, fd: int, error: OSError) -> None:
+        """A client of a listener is there and cannot be taken: it will be reported again."""
+        self._shortage(error)
+        if self._resume_at != math.inf:
+            self._pass_on(fd)
 
     def _admits(self, fd: int, peer: Peer) -> bool:
         """Whether a client of a listener may connect: where a PROXY header is due, only from those who send one."""
@@ -529,7 +547,7 @@ class _Loop:
         if self._shortages.due():
             self._ctx.log.warning(
                 "descriptors_exhausted",
-                error=os.strerror(error.errno or 0),
+                error=error.strerror,
                 connections=len(self._connections),
                 action="closing idle connections" if victim is not None else "not accepting for a moment",
             )
@@ -1173,6 +1191,9 @@ class _Loop:
     def _adopt(self) -> bool:
         """Takes one connection that a sibling handed over, as if it had been parked here; False if there is none."""
         assert self._handover is not None
+        if self._is_full() and not self._ctx.stopping:
+            self._shortage(_RESERVED)
+            return False
         if self._spare < 0 and not self._keep_spare():
             return False
         os.close(self._spare)

@@ -5,6 +5,7 @@
 /big         8 MiB in pieces       /fail        an exception         /fail-late  an exception after the first piece
 /short       less than announced   /long        more than announced  /exit       SystemExit
 /environ     what the handler tells of the request, as JSON            /hints      two early hints, then ok
+/open        opens so many files at once as the query says
 /late-echo   begins its answer, then reads the body                  /read-some  the first three bytes of the body
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,13 @@ class WSGIService:
         yield b"first"
         self._gate.hold()
         yield b"second"
+
+    def on_open(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        with ExitStack() as files:
+            for _ in range(int(environ["QUERY_STRING"])):
+                files.enter_context(open(os.devnull, "rb"))
+        self._ok(start_response)
+        return [b"opened"]
 
     def on_file(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._ok(start_response)

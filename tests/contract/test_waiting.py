@@ -8,11 +8,12 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from preforkd.config import Timeouts
+from preforkd.config import Body, Timeouts
 from tests.contract.bench import Client, Worker
 from tests.contract.services import Gate
 
@@ -20,6 +21,7 @@ Start = Callable[..., Worker]
 Connect = Callable[..., Client]
 
 HALF = b"GET / HTTP/1.1\r\nHost: be"
+RESERVED = "the descriptors that are left are for the application"
 SHORT = Timeouts(header=0.2, keepalive=0.2)
 
 
@@ -142,6 +144,43 @@ def test_out_of_descriptors_without_idle_connections_nothing_spins(start: Start,
     for client in half:  # at least one of them was accepted; its end makes room
         client.socket.shutdown(socket.SHUT_RDWR)  # the worker has inherited the descriptor, so that close() is no end
     assert waiting.response().status == 200
+
+
+def test_idle_clients_leave_descriptors_to_the_application(start: Start, connect: Connect) -> None:
+    worker = start(spare_files=20)
+    clients = []
+    for _ in range(30):
+        client = connect()
+        assert client.get().status == 200
+        clients.append(client)
+    assert clients[-1].get("/open?8").body == b"opened"
+    event = worker.wait_for("descriptors_exhausted")
+    assert (event["error"], event["action"]) == (RESERVED, "closing idle connections")
+    assert event["connections"] < 15
+    assert clients[0].until_closed() == b""
+
+
+def test_silent_clients_leave_descriptors_to_the_application(start: Start, connect: Connect) -> None:
+    half = [connect() for _ in range(30)]
+    for client in half:
+        client.send(HALF)
+    worker = start(spare_files=20, timeouts=Timeouts(header=60))
+    event = worker.wait_for("descriptors_exhausted")
+    assert (event["error"], event["action"]) == (RESERVED, "not accepting for a moment")
+    half[0].send(b"a\r\n\r\n")
+    assert half[0].response().status == 200
+    assert half[0].get("/open?8").body == b"opened"
+
+
+def test_files_of_bodies_leave_descriptors_to_the_application(start: Start, connect: Connect, tmp_path: Path) -> None:
+    worker = start(spare_files=20, body=Body(memory=0, directory=str(tmp_path)))
+    uploads = [connect() for _ in range(10)]
+    for client in uploads:
+        client.send(b"POST /open?8 HTTP/1.1\r\nHost: bench\r\nContent-Length: 2\r\n\r\nx")
+    assert worker.wait_for("descriptors_exhausted")["error"] == RESERVED
+    for client in uploads:
+        client.send(b"x")
+        assert client.response().body == b"opened"
 
 
 def test_out_of_descriptors_a_request_that_is_here_is_not_thrown_away(

@@ -83,9 +83,10 @@ test-others:
 	    $$venv/bin/python -m pytest -n 4 --dist worksteal -m 'not slow and not system and not systemd and not bare' $(TESTS) || test $$? = 5 || exit; \
 	done
 
-# The compiled build, as a wheel installs it. The tests run from a directory without preforkd/, or Python would find that
-# first; they insist on what they test (tests/conftest.py). What the modules do not decide is left out.
-NEEDED = tests benchmarks docs etc tools systemd Makefile README.md CHANGELOG.md LICENSE setup.py setup.cfg pyproject.toml
+# The compiled build, as pip installs it. The tests run from a directory without preforkd/, or Python would find that
+# first; they insist on what they test (tests/conftest.py). What goes nowhere near a compiled module is left out.
+COMPILED_TESTS = tests/contract tests/process tests/unit/handlers tests/unit/http tests/unit/models \
+    $(addprefix tests/system/test_,cli.py signals.py kill_under_load.py porter.py)
 test-compiled:
 	@include=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))') || exit; \
 	if ! command -v gcc >/dev/null || ! test -e "$$include/Python.h"; then \
@@ -93,9 +94,10 @@ test-compiled:
 	    test -z "$$PREFORKD_CI"; exit; \
 	fi; \
 	$(BOOTSTRAP) $(VENV)-compiled --compiled --extras test || exit; \
-	rm -rf build/compiled && mkdir -p build/compiled && cp -a $(NEEDED) build/compiled || exit; \
+	rm -rf build/compiled && mkdir -p build/compiled || exit; \
+	cp -a tests benchmarks docs etc tools setup.cfg pyproject.toml README.md build/compiled || exit; \
 	cd build/compiled; export PREFORKD_COMPILED=1; \
-	set -x; $(abspath $(VENV))-compiled/bin/python -m pytest -n 4 --dist worksteal -m '$(COMPILED_TESTS)' $(TESTS) || test $$? = 5
+	set -x; $(abspath $(VENV))-compiled/bin/python -m pytest -n 4 --dist worksteal $(or $(TESTS),$(COMPILED_TESTS)) || test $$? = 5
 
 # Not part of the tests: what it says depends on what else the machine does.
 bench:

@@ -12,8 +12,8 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 #: inherit from OSError. Of the rest, only what a request costs time in.
 COMPILED = """
     handlers/wsgi http/_llhttp http/chunked http/events http/exchange http/limits http/memory http/parser
-    http/response models/connection models/deadlines models/handover models/outbox models/pace models/preamble
-    models/process models/seldom models/tls models/upload scoreboard worker/context
+    http/response models/connection models/deadlines models/handover models/outbox models/overload models/pace
+    models/porter models/preamble models/process models/seldom models/tls models/upload scoreboard worker/context
 """
 
 
@@ -47,4 +47,5 @@ else:
     # The settings in setup.cfg are for an environment with everything in it; that of the build has not.
     options = ["--config-file=", "--ignore-missing-imports"]
     modules = [f"preforkd/{name}.py" for name in COMPILED.split()]
-    setup(ext_modules=mypycify([*options, *modules], group_name="preforkd"), cmdclass={"build_ext": Compile})
+    extensions = mypycify([*options, *modules], group_name="preforkd")
+    setup(ext_modules=extensions, cmdclass={"build_ext": Compile})

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 PREFORKD = "preforkd"
+COMPILED = "preforkd compiled"
 SYNC = "gunicorn sync"
 GTHREAD = "gunicorn gthread"
 
@@ -30,6 +31,8 @@ _THREADS = 16
 #: Processes of Apache's prefork, where one connection occupies one process: for 32 clients, and some that go.
 _PREFORK = 40
 _BACKLOG = 2048
+#: The environment with the compiled build, beside this one: `make bench` makes it where there is a compiler.
+_COMPILED = Path(sys.prefix + "-compiled")
 #: nginx is not in the PATH of those who are not root.
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
 #: What some builds of Apache have compiled in, and others load.
@@ -168,6 +171,12 @@ def _gunicorn(plan: Plan, place: Place, kind: str) -> list[str]:
     if plan.preload:
         argv += ["--preload"]
     return argv
+
+
+def _compiled(plan: Plan, place: Place) -> list[str]:
+    # Neither this directory nor PYTHONPATH may come before the installed package.
+    _, *command = _preforkd(plan, place)
+    return ["env", "-u", "PYTHONPATH", str(_COMPILED / "bin" / "python"), "-P", *command]
 
 
 def _sync(plan: Plan, place: Place) -> list[str]:
@@ -361,6 +370,12 @@ PEERS: Mapping[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer(PREFORKD, _preforkd),
+        Peer(
+            COMPILED,
+            _compiled,
+            programs=((str(_COMPILED / "bin" / "preforkd"),),),
+            install="apt-get install gcc python3-dev && make bench",
+        ),
         Peer(SYNC, _sync, modules=("gunicorn",), install=f"{_PIP} gunicorn gunicorn_h1c"),
         Peer(GTHREAD, _gthread, modules=("gunicorn",), install=f"{_PIP} gunicorn gunicorn_h1c"),
         Peer(

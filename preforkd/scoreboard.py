@@ -20,31 +20,44 @@ from __future__ import annotations
 import mmap
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from preforkd.model import Activity
 
-_HEADER_WORDS = 8
-_ARMED, _STOPPING, _SERVING = range(3)
+_HEADER_WORDS: Final = 8
+_ARMED: Final = 0
+_STOPPING: Final = 1
+_SERVING: Final = 2
 
 #: Two cache lines; the first holds what changes with every request.
-_ROW_WORDS = 16
-_SINCE, _REQUESTS, _SEQUENCE, _LENGTHS, _CONNECTIONS, _BUSY_NS, _MEMORY, _WAITING = range(8)
-_TAKEN, _REFUSED, _TOLD_AT, _TOLD = range(8, 12)
+_ROW_WORDS: Final = 16
+_SINCE: Final = 0
+_REQUESTS: Final = 1
+_SEQUENCE: Final = 2
+_LENGTHS: Final = 3
+_CONNECTIONS: Final = 4
+_BUSY_NS: Final = 5
+_MEMORY: Final = 6
+_WAITING: Final = 7
+_TAKEN: Final = 8
+_REFUSED: Final = 9
+_TOLD_AT: Final = 10
+_TOLD: Final = 11
 
-_TEXT = 256
-_LINE_MAX = 192
-_CLIENT_MAX = _TEXT - _LINE_MAX
+_TEXT: Final = 256
+_LINE_MAX: Final = 192
+_CLIENT_MAX: Final = _TEXT - _LINE_MAX
 
 #: How often a reader looks for texts that nobody changes meanwhile. A writer is at it for 0.1 us of a request.
-_LOOKS = 16
+_LOOKS: Final = 16
 
 #: Plain numbers for what is written with every request; an enum's member is looked up twice.
-_IDLE = int(Activity.IDLE)
-_BUSY = int(Activity.BUSY)
-_IDLE_BYTE = bytes([Activity.IDLE])
-_BUSY_BYTE = bytes([Activity.BUSY])
+_IDLE: Final = int(Activity.IDLE)
+_BUSY: Final = int(Activity.BUSY)
+_IDLE_BYTE: Final = bytes([Activity.IDLE])
+_BUSY_BYTE: Final = bytes([Activity.BUSY])
 #: A request that has been running for so long makes others wait. Seconds.
-_SLOW = 0.005
+_SLOW: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from operator import index
 from tempfile import _TemporaryFileWrapper
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from preforkd.handlers._load import application_traceback, load_application, require_wsgi
@@ -29,10 +29,10 @@ Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Callable[[bytes], object]]], Iterable[bytes]]
 
 #: How much of a file is read at once where sendfile cannot be used.
-_FILE_BLOCK = 64 * 1024
+_FILE_BLOCK: Final = 64 * 1024
 #: The blocks of a list are sent as one up to so many bytes in all: they are there anyway, and a copy costs less than a
 #: call for each. What is longer is sent block by block, rather than kept in memory twice.
-_JOINED = 16 * 1024 * 1024
+_JOINED: Final = 16 * 1024 * 1024
 
 
 class WSGI:
@@ -192,8 +192,8 @@ def _environ_of_fields(headers: list[tuple[bytes, bytes]]) -> Environ:
 
 
 #: Field name as sent -> environ key. Clients send few different names; strangers' inventions must not fill the memory.
-_keys: dict[bytes, str] = {}
-_KEYS_MAX = 1000
+_keys: Final[dict[bytes, str]] = {}
+_KEYS_MAX: Final = 1000
 
 
 def _key(name: bytes) -> str:
@@ -282,7 +282,7 @@ class _Call:
                 total = len(result[0])
             else:
                 total = sum(map(len, result))
-                if total <= _JOINED and all(isinstance(block, bytes) for block in result):
+                if 0 < total <= _JOINED and all(isinstance(block, bytes) for block in result):
                     result = (b"".join(result),)
         elif isinstance(result, Sized):
             # "If the iterable is of length 1 the server can determine Content-Length" (PEP 3333).

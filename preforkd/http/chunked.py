@@ -9,21 +9,25 @@ Well-formed extensions and trailers are bounded and dropped: nobody behind us ma
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from preforkd.http.events import Refusal
 from preforkd.http.limits import RequestLimits
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
-_SIZE = re.compile(
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_SIZE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,15})((?:[ \t]*;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*)"
 )
-_TRAILER = re.compile(_TOKEN + rb":[\t -~\x80-\xff]*")
+_TRAILER: Final = re.compile(_TOKEN + rb":[\t -~\x80-\xff]*")
 
 #: The longest line that may announce a chunk: 15 digits and a modest extension. Nobody sends more without malice.
-_SIZE_LINE = 1024
+_SIZE_LINE: Final = 1024
 
-_BETWEEN, _INSIDE, _AFTER, _TRAILERS = range(4)
+_BETWEEN: Final = 0
+_INSIDE: Final = 1
+_AFTER: Final = 2
+_TRAILERS: Final = 3
 
 
 class ChunkedBody:

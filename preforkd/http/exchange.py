@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from preforkd.http.errors import BodyError, ClientGone
 from preforkd.http.events import Data, End, Refusal, Request
@@ -40,7 +40,7 @@ class Transport(Protocol):
 
 #: So much of a body that nobody has read is taken and thrown away for the sake of the connection, in bytes: about what
 #: a new connection would cost in time on a common line. What is longer ends the connection.
-_WORTH_DRAINING = 64 * 1024
+_WORTH_DRAINING: Final = 64 * 1024
 
 
 class StoredBody(Protocol):

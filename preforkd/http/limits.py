@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 #: Stands for "no limit": larger than anything that arrives, small enough for index arithmetic.
-UNLIMITED = 1 << 60
+UNLIMITED: Final = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)

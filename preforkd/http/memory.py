@@ -12,17 +12,18 @@ the second time: most of those that came once never come again, and to keep them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from preforkd.http.events import Request
 
 #: How long a head or a block of fields may be that is remembered, and how many of each are: at most a megabyte in all.
-REMEMBERED_LENGTH = 2048
-_REMEMBERED = 256
+REMEMBERED_LENGTH: Final = 2048
+_REMEMBERED: Final = 256
 #: The same for single lines.
-_LINE_LENGTH = 512
-_LINES = 1024
+_LINE_LENGTH: Final = 512
+_LINES: Final = 1024
 #: How many are known by their hash to have come once.
-_ONCE = 4096
+_ONCE: Final = 4096
 
 #: Name as sent, value without the whitespace around it.
 Field = tuple[bytes, bytes]

@@ -13,6 +13,7 @@ Clients repeat themselves, so that what was read and found good is remembered by
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from preforkd.http._llhttp import BadHead, UnknownMethod, split_fields
 from preforkd.http.chunked import ChunkedBody
@@ -33,7 +34,10 @@ _ABSOLUTE = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://([^/?]+)(.*)", re.DOTALL)
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _DIGITS = re.compile(rb"[0-9]+")
 
-_HEAD, _LENGTH, _CHUNKED, _FAILED = range(4)
+_HEAD: Final = 0
+_LENGTH: Final = 1
+_CHUNKED: Final = 2
+_FAILED: Final = 3
 
 
 class RequestParser:
@@ -437,8 +441,8 @@ _RULED = _FRAMING | {b"host", b"connection", b"expect"}
 
 #: Field name as sent -> in lower case if `_judge_fields` has a rule for it, ``_`` if it has an underscore, else empty.
 #: Clients send few different names; strangers' inventions must not fill the memory.
-_kinds: dict[bytes, bytes] = {}
-_KINDS_MAX = 1000
+_kinds: Final[dict[bytes, bytes]] = {}
+_KINDS_MAX: Final = 1000
 
 
 def _look_up(name: bytes) -> bytes:

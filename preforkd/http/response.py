@@ -12,16 +12,16 @@ import time
 from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
-SERVER = "preforkd"
+SERVER: Final = "preforkd"
 
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\t -~\x80-\xff]*")
-_STATUS = re.compile(r"[2-9][0-9]{2}(?: [\t -~\x80-\xff]*)?")
-_LENGTH = re.compile(r"[0-9]{1,18}")
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
+_STATUS: Final = re.compile(r"[2-9][0-9]{2}(?: [\t -~\x80-\xff]*)?")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
 
-_HOP_BY_HOP = frozenset(
+_HOP_BY_HOP: Final = frozenset(
     (
         "connection",
         "keep-alive",
@@ -36,7 +36,7 @@ _HOP_BY_HOP = frozenset(
 )
 
 
-_SERVERS_OWN = "the header field {} belongs to the server, not to the application (PEP 3333)"
+_SERVERS_OWN: Final = "the header field {} belongs to the server, not to the application (PEP 3333)"
 
 
 class BadResponse(Exception):
@@ -52,17 +52,21 @@ class Framing(Enum):
 
 
 #: What `CheckedHead` needs of a field beside its line: nothing, its number, or that it is there.
-_PLAIN, _CONTENT_LENGTH, _DATE, _SERVER_NAME, _UPGRADE = range(5)
-_KINDS = {"content-length": _CONTENT_LENGTH, "date": _DATE, "server": _SERVER_NAME, "upgrade": _UPGRADE}
+_PLAIN: Final = 0
+_CONTENT_LENGTH: Final = 1
+_DATE: Final = 2
+_SERVER_NAME: Final = 3
+_UPGRADE: Final = 4
+_KINDS: Final = {"content-length": _CONTENT_LENGTH, "date": _DATE, "server": _SERVER_NAME, "upgrade": _UPGRADE}
 
 #: Fields that passed the check -> their kind and their line (of a Content-Length: the number). Applications repeat
 #: themselves: most answers have fields that an earlier one had. Forgotten all at once, so that what never comes again
 #: does not fill the memory.
-_known: dict[Any, tuple[int, bytes]] = {}
-_KNOWN_MAX = 512
-_KNOWN_LENGTH = 256
+_known: Final[dict[Any, tuple[int, bytes]]] = {}
+_KNOWN_MAX: Final = 512
+_KNOWN_LENGTH: Final = 256
 #: How many statuses are remembered; there are not many.
-_STARTS_MAX = 64
+_STARTS_MAX: Final = 64
 
 
 def _check(field: Any) -> tuple[int, bytes]:
@@ -99,7 +103,7 @@ def _check(field: Any) -> tuple[int, bytes]:
 
 
 #: Status lines that passed the check -> how they are sent, the number, and whether there is no body.
-_statuses: dict[Any, tuple[str, int, bool]] = {}
+_statuses: Final[dict[Any, tuple[str, int, bool]]] = {}
 
 
 def _check_status(status: Any) -> tuple[str, int, bool]:
@@ -171,7 +175,7 @@ class CheckedHead:
 
 
 #: Status -> the second, and how a head with this status begins in it: with Server and Date.
-_starts: dict[str, tuple[int, bytes]] = {}
+_starts: Final[dict[str, tuple[int, bytes]]] = {}
 
 
 def _start(status: str) -> bytes:

@@ -15,7 +15,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from preforkd.http import Peer, Request, RequestParser
 from preforkd.models.outbox import Outbox
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from preforkd.models.upload import Upload
 
 #: Room for the head of a request and a small body. Larger bodies are read in larger pieces, later.
-_HEAD_READ = 16 * 1024
-_BODY_READ = 64 * 1024
+_HEAD_READ: Final = 16 * 1024
+_BODY_READ: Final = 64 * 1024
 #: Below this, copying pieces together is cheaper than describing them to the kernel one by one.
-_JOIN = 16 * 1024
+_JOIN: Final = 16 * 1024
 #: What one sendfile(2) may move; the kernel's own limit is a little below 2 GiB.
-_SENDFILE = 1 << 30
+_SENDFILE: Final = 1 << 30
 
-_INT = struct.Struct("i")
+_INT: Final = struct.Struct("i")
 
 #: Closing with this answers with a reset instead of an orderly end.
-_RESET = struct.pack("ii", 1, 0)
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Connection:

@@ -13,19 +13,20 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 from preforkd.http import Peer
 
-_VERSION = 2
+_VERSION: Final = 2
 #: version, flags, deadline of the head (infinite: none), client port, server port, lengths of client, server and
 #: listener.
-_HEADER = struct.Struct("=BBdHHBBH")
+_HEADER: Final = struct.Struct("=BBdHHBBH")
 #: Flags. The client came over TLS; a PROXY header is still to come, and what is in the message is its beginning.
-_SECURE = 1
-_ANNOUNCES = 2
-_INT = struct.Struct("i")
+_SECURE: Final = 1
+_ANNOUNCES: Final = 2
+_INT: Final = struct.Struct("i")
 #: The longest message: a head of the largest allowed size, which the kernel's socket buffer bounds anyway.
-_MESSAGE = 256 * 1024
+_MESSAGE: Final = 256 * 1024
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ The pace is that of an answer which is waited for: see `preforkd.models.connecti
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from preforkd.models.pace import Pace
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from preforkd.http import Exchange
 
 #: So much is sent at once; then others have their turn, however fast the client reads and the disk is.
-_TURN = 2 << 20
+_TURN: Final = 2 << 20
 
 
 class Outbox:

@@ -30,20 +30,21 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from preforkd import unixsocket
 from preforkd.models.connection import Connection
 
 #: The last calm must be older than this part of the limit before anything is looked at.
-_DOUBT = 1 / 8
+_DOUBT: Final = 1 / 8
 #: How often unix sockets are looked at: as a part of the limit, and at most (seconds). A look costs some 50 us.
-_LOOK = 1 / 20
-_LOOK_LEAST = 0.05
+_LOOK: Final = 1 / 20
+_LOOK_LEAST: Final = 0.05
 #: Longest Retry-After, seconds: it is a guess, and a guess for hours is none.
-_RETRY_MOST = 300
+_RETRY_MOST: Final = 300
 
 # linux/tcp.h: eight bytes of flags, then 32-bit values; the twelfth is tcpi_last_data_recv, in milliseconds.
-_LAST_DATA_RECV = struct.Struct("=52xI")
+_LAST_DATA_RECV: Final = struct.Struct("=52xI")
 
 
 def overdue(silent: float, calm: float, limit: float) -> float | None:
@@ -126,7 +127,7 @@ class Gate:
         """
         self._limit = limit
         self._epoll = epoll
-        self._unix = [listener for listener in listeners if listener.family == socket.AF_UNIX]
+        self._unix_listeners = [listener for listener in listeners if listener.family == socket.AF_UNIX]
         self._taken = taken
         self._arrivals = Arrivals()
         #: Kept unix connections that were readable at a look -> the first such look.
@@ -189,7 +190,7 @@ class Gate:
 
     def _look(self, connections: Mapping[int, Connection], now: float) -> None:
         """Who waits now? The set reports all that is readable, and will again (it is level-triggered)."""
-        waiting = sum(unixsocket.queue(listener) or 0 for listener in self._unix)
+        waiting = sum(unixsocket.queue(listener) or 0 for listener in self._unix_listeners)
         self._arrivals.look(self._taken(), waiting, now)
         before = self._readable
         found = [connections.get(fd) for fd, _ in self._epoll.poll(0, len(connections) + 16)]

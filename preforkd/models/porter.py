@@ -33,17 +33,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from preforkd.models.connection import Connection
 
 #: How long a request must have been running before others are helped past it, and how often is looked again where
 #: nobody can help (seconds).
-_PATIENCE = 0.02
+_PATIENCE: Final = 0.02
 #: `sys.setswitchinterval` while the porter is at work.
-_SWITCH = 0.0002
+_SWITCH: Final = 0.0002
 
-_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+_GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class Burden(Protocol):

@@ -30,7 +30,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from preforkd import headroom
 from preforkd.errors import ExitCode
@@ -67,33 +67,33 @@ if TYPE_CHECKING:
 
 #: How many ready descriptors are taken from the kernel at once. More saves calls under load; fewer notices sooner that
 #: the worker shall leave.
-_BATCH = 16
+_BATCH: Final = 16
 #: How long a client may go on sending after its answer ended the connection (seconds). Closing earlier would make the
 #: kernel reset the connection and take the answer back (RFC 9112, 9.6). Apache waits as long for its short kind.
-_LINGER = 2.0
+_LINGER: Final = 2.0
 #: How long a connection that has not sent anything yet may stay when the service stops: its request may be on its way.
-_SILENT_GRACE = 1.0
+_SILENT_GRACE: Final = 1.0
 #: How long accepting pauses when descriptors have run out and none can be freed here.
-_PAUSE = 1.0
+_PAUSE: Final = 1.0
 #: How many pieces of a body (64 KiB each) are read before others have their turn: less than a millisecond, and as much
 #: memory as is taken before the disk is.
-_EAGER = 16
+_EAGER: Final = 16
 #: So much of the body of a request that is turned away is read, so that its connection can be kept (bytes). More costs
 #: more than a new connection.
-_SKIP = 64 * 1024
+_SKIP: Final = 64 * 1024
 
 #: A request that takes so long makes the connections beside it wait (seconds). Far less, and workers that answer in
 #: microseconds would keep counting each other's connections.
-_SLOW = 0.002
+_SLOW: Final = 0.002
 #: After the last request the next one is awaited for so long before the alarm of its time limit is disarmed (seconds).
-_RESTLESS = 0.02
+_RESTLESS: Final = 0.02
 
 #: Makes a connection that is no plain one.
 MakeConnection = Callable[[int, Peer, RequestParser], Connection]
 
-_EXCLUSIVE = select.EPOLLIN | select.EPOLLEXCLUSIVE
+_EXCLUSIVE: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 #: Failures of a connection that was in the queue, not of the listener: accept(2), "Error handling".
-_CLIENTS = frozenset(
+_CLIENTS: Final = frozenset(
     (
         errno.ECONNABORTED,
         errno.EPERM,  # by a firewall
@@ -108,9 +108,9 @@ _CLIENTS = frozenset(
         errno.EHOSTUNREACH,
     )
 )
-_SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_SHORTAGE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 #: What is said where it has not come to that, because the application would be the next to meet it.
-_RESERVED = OSError(errno.EMFILE, "the descriptors that are left are for the application")
+_RESERVED: Final = OSError(errno.EMFILE, "the descriptors that are left are for the application")
 
 
 class Process:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Final
 
 #: The same thing is said at most once in so many seconds.
-REPORT_EVERY = 10.0
+REPORT_EVERY: Final = 10.0
 
 
 class Seldom:

@@ -18,7 +18,7 @@ import os
 import select
 import ssl
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from preforkd.http import Peer, Request, RequestParser, SpeaksPlainly
 from preforkd.models.connection import Connection
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from preforkd.models import Log
 
 #: What is read at once: one record of the largest size (RFC 8446, 5.1) and its frame.
-_READ = 16 * 1024 + 512
+_READ: Final = 16 * 1024 + 512
 #: What is encrypted at once; the encrypted copy is as large.
-_WRITE = 64 * 1024
+_WRITE: Final = 64 * 1024
 #: So many of these are sent from an outbox before others have their turn.
-_TURN = 32
+_TURN: Final = 32
 #: Bytes that may come in a row without a byte of data among them: a record that comes in pieces, a few updates of keys
 #: (30 bytes each). In a handshake: the longest chain of certificates that OpenSSL takes (SSL_CTX_set_max_cert_list(3)).
-_BARREN = 32 * 1024
-_BARREN_HANDSHAKE = 128 * 1024
+_BARREN: Final = 32 * 1024
+_BARREN_HANDSHAKE: Final = 128 * 1024
 
 #: The first byte of a TLS record that may begin a connection: a handshake (RFC 8446, 5.1).
-_HANDSHAKE = 0x16
+_HANDSHAKE: Final = 0x16
 
 
 class Failures:

@@ -14,15 +14,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from typing import IO
+from typing import IO, Final
 
 from preforkd.http import Request
 from preforkd.models.pace import Pace
 
 #: How much of a file is read at once.
-_BLOCK = 64 * 1024
+_BLOCK: Final = 64 * 1024
 #: So many pieces are joined to one: what a client drips must not cost an object for each byte.
-_PIECES = 32
+_PIECES: Final = 32
 
 
 def received_first(request: Request, here: int, buffer: int) -> bool:

@@ -12,6 +12,7 @@ import socket
 import time
 from _signal import getsignal as _getsignal  # type: ignore[import-not-found]  # without the enum that `signal` makes
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from preforkd import privileges
 from preforkd.config import Listen, Pool
@@ -23,20 +24,20 @@ from preforkd.wakeup import Wakeup
 from preforkd.worker.settle import set_title
 
 #: Titles change at most so often: a change costs half a microsecond, and ps(1) is not read more often. Seconds.
-_TITLE_INTERVAL = 1.0
+_TITLE_INTERVAL: Final = 1.0
 #: The memory of a process is measured at most so often; reading smaps_rollup takes the kernel a millisecond. Seconds.
 _MEMORY_INTERVAL = 1.0
 #: A request may take so much longer than its limit before it is ended: this share of the limit, at most so many
 #: seconds.
-_ALARM_SHARE = 0.02
-_ALARM_SLACK = 0.5
+_ALARM_SHARE: Final = 0.02
+_ALARM_SLACK: Final = 0.5
 #: An alarm that has less than this share of the limit left when a request ends does not stay armed for the next one.
-_ALARM_RESERVE = 0.75
+_ALARM_RESERVE: Final = 0.75
 #: Whoever has more than so many times its share of the pool's connections gives some away. Well below 1.5, which
 #: the busiest worker may serve of the mean, and far enough from 1 that who was given one does not pass it on.
-_UNEVEN = 1.25
+_UNEVEN: Final = 1.25
 #: That a pool is overloaded is said at most so often. Seconds.
-_REPORT_EVERY = 10.0
+_REPORT_EVERY: Final = 10.0
 
 
 class Context:

@@ -5,17 +5,17 @@
 /big         8 MiB in pieces       /fail        an exception         /fail-late  an exception after the first piece
 /short       less than announced   /long        more than announced  /exit       SystemExit
 /environ     what the handler tells of the request, as JSON            /hints      two early hints, then ok
-/open        opens so many files at once as the query says
+/files       opens so many files at once as the query says
 /late-echo   begins its answer, then reads the body                  /read-some  the first three bytes of the body
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,17 @@ class WSGIService:
         self._gate.hold()
         yield b"second"
 
-    def on_open(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        with ExitStack() as files:
-            for _ in range(int(environ["QUERY_STRING"])):
-                files.enter_context(open(os.devnull, "rb"))
-        self._ok(start_response)
-        return [b"opened"]
-
     def on_file(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._ok(start_response)
         wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](self._file.open("rb"))
         return wrapped
+
+    def on_files(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        with contextlib.ExitStack() as stack:
+            for _ in range(int(environ["QUERY_STRING"])):
+                stack.enter_context(open(self._file, "rb"))
+        self._ok(start_response)
+        return [b"open"]
 
     def on_big(self, environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         self._ok(start_response, ("Content-Length", str(BIG)))

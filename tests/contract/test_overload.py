@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from preforkd.config import Timeouts
+from preforkd.models.connection import Connection
 from tests.contract.bench import Client, Worker
 from tests.contract.services import Gate
 
@@ -68,6 +69,28 @@ def test_the_log_names_the_client_that_the_proxy_tells(start: Start, connect: Co
     while (record := worker.wait_for("access"))["status"] != 503:
         pass
     assert record["client"] == (told if told != "who" else "127.0.0.1")
+
+
+def test_a_refusal_that_does_not_go_at_once_is_kept_like_an_answer(
+    start: Start, connect: Connect, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_nothing(self: Connection, pieces: Sequence[bytes], last: bool = False) -> None:
+        assert last
+        self._keep(b"".join(pieces))
+
+    monkeypatch.setattr(Connection, "send", send_nothing)  # as if the kernel's buffer were full
+    worker = start(timeouts=QUEUE, access=True)
+    busy, late = connect(), connect()
+    hold(busy, gate)
+    late.send(GET + GET)
+    release(busy, gate)
+    assert late.response().status == 503
+    record = worker.wait_for("access")
+    while record["status"] != 503:
+        record = worker.wait_for("access")
+    assert record["target"] == "/"
+    assert late.response().status in (200, 503)
+    assert late.get().status == 200
 
 
 def test_who_waited_too_long_on_a_kept_connection_is_refused(start: Start, connect: Connect, gate: Gate) -> None:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from preforkd.config import Listen, Timeouts
 from tests.contract.bench import Client, Worker
+from tests.contract.services import Gate
 
 Start = Callable[..., Worker]
 Connect = Callable[..., Client]
@@ -176,6 +178,28 @@ def test_nobody_else_is(start: Start, connect: Connect, trusted: tuple[str, ...]
     seen = environ(connect(), LIES)
     assert (seen["REMOTE_ADDR"], seen["wsgi.url_scheme"], seen["HTTP_HOST"]) == ("127.0.0.1", "http", "bench")
     assert "HTTPS" not in seen
+
+
+def test_a_request_that_never_reaches_the_application_has_its_client_in_the_log(
+    start: Start, connect: Connect, gate: Gate
+) -> None:
+    """Its body did not come; it waited too long."""
+    forwarded = "Host: a\r\nX-Forwarded-For: 192.0.2.1\r\n"
+    worker = start(settings={"trusted_proxies": ("127.0.0.1",)}, timeouts=Timeouts(body=0.05, queue=0.1), access=True)
+    client = connect()
+    client.send(f"POST / HTTP/1.1\r\n{forwarded}Content-Length: 3\r\n\r\na".encode())
+    assert client.response().status == 408
+    assert worker.wait_for("request_body_failed")["client"] == "192.0.2.1"
+    assert worker.wait_for("access")["client"] == "192.0.2.1"
+    busy, late = connect(), connect()
+    busy.send(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+    gate.wait_held()
+    late.send(f"GET / HTTP/1.1\r\n{forwarded}\r\n".encode())
+    time.sleep(0.15)  # what has to pass is time
+    gate.open()
+    assert late.response().status == 503
+    lines = [worker.wait_for("access") for _ in range(2)]
+    assert [line["client"] for line in lines if line["status"] == 503] == ["192.0.2.1"]
 
 
 def test_each_request_of_a_connection_has_its_own_client(start: Start, connect: Connect) -> None:

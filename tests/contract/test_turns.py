@@ -215,12 +215,11 @@ def test_a_shortage_while_it_leaves_loses_no_upload(start: Start, connect: Conne
 def test_a_client_for_whom_only_this_worker_was_woken_goes_to_a_sibling(
     start: Start, connect: Connect, gate: Gate, handover: Pair
 ) -> None:
-    start(handover=handover)
-    busy = connect()
+    busy, client = connect(), connect()  # accepted one by one, in this order
     busy.send(HOLD)
-    gate.wait_held()
-    client = connect()
     client.send(GET)
+    start(handover=handover)
+    gate.wait_held()
     handed = taken(handover)
     with socket.socket(fileno=handed.fd) as sibling:
         sibling.setblocking(True)

@@ -352,17 +352,32 @@ class Sized:
         return iter([b"abc"])
 
 
-WRONG: dict[str, Callable[[Any, Any], Any]] = {
-    "start_response not called": lambda environ, start: [b"a"],
-    "start_response not called, nothing returned": lambda environ, start: [],
-    "called twice": lambda environ, start: [start(*OK), start(*OK)],
-    "text": lambda environ, start: (start(*OK), ["text"])[1],
-    "None": lambda environ, start: start(*OK) and None,
-    "write of text": lambda environ, start: start(*OK)("text"),
-    "bad status": lambda environ, start: start("OK", []) and [],
-    "injection": lambda environ, start: start("200 OK", [("Location", "/\r\nSet-Cookie: a=b")]) and [b"a"],
-    "hop by hop": lambda environ, start: start("200 OK", [("Connection", "close")]) and [b"a"],
-    "async": lambda environ, start: coroutine(),
+#: What an application does, and what its developer reads: the same words whether preforkd is compiled or not.
+WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "start_response not called": (lambda environ, start: [b"a"], "without calling start_response"),
+    "start_response not called, nothing returned": (lambda environ, start: [], "without calling start_response"),
+    "called twice": (lambda environ, start: [start(*OK), start(*OK)], "called twice without exc_info"),
+    "text": (lambda environ, start: (start(*OK), ["text"])[1], "iterable must yield bytes, not str"),
+    "generated text": (lambda environ, start: (start(*OK), iter(["text"]))[1], "iterable must yield bytes, not str"),
+    "None": (lambda environ, start: start(*OK) and None, "'NoneType' object is not iterable"),
+    "write of text": (lambda environ, start: start(*OK)("text"), "write() takes bytes, not str"),
+    "write of a bytearray": (lambda environ, start: start(*OK)(bytearray(b"a")), "write() takes bytes, not bytearray"),
+    "bad status": (lambda environ, start: start("OK", []) and [], "a string like '200 OK', not 'OK'"),
+    "status in bytes": (lambda environ, start: start(b"200 OK", []) and [], "a string like '200 OK', not b'200 OK'"),
+    "a number": (lambda environ, start: start(200, []) and [], "a string like '200 OK', not 200"),
+    "no header": (lambda environ, start: start("200 OK", None) and [], "iterable"),
+    "header in bytes": (lambda environ, start: start("200 OK", [(b"A", b"b")]) and [], "not (b'A', b'b')"),
+    "injection": (
+        lambda environ, start: start("200 OK", [("Location", "/\r\nSet-Cookie: a=b")]) and [b"a"],
+        "header field Location may not contain line ends",
+    ),
+    "hop by hop": (
+        lambda environ, start: start("200 OK", [("Connection", "close")]) and [b"a"],
+        "belongs to the server",
+    ),
+    "early hints that are none": (lambda environ, start: environ["wsgi.early_hints"]([1]), "(name, value), not 1"),
+    "read of a word": (lambda environ, start: environ["wsgi.input"].read("all"), "'<' not supported"),
+    "async": (lambda environ, start: coroutine(), "'coroutine' object is not iterable"),
 }
 
 
@@ -371,15 +386,51 @@ async def coroutine() -> list[bytes]:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")
-@pytest.mark.parametrize("application", WRONG.values(), ids=WRONG)
-def test_what_applications_must_not_do(serve: Serve, application: Callable[[Any, Any], Any]) -> None:
+@pytest.mark.parametrize(("application", "words"), WRONG.values(), ids=WRONG)
+def test_what_applications_must_not_do(serve: Serve, application: Callable[[Any, Any], Any], words: str) -> None:
     client = serve(application)
     response = client.get()
     assert response.status == 500
     assert response.headers["content-type"].startswith("text/plain")
     event = client.worker.wait_for("app_exception")  # type: ignore[attr-defined]
-    assert event["traceback"]
+    assert words in event["traceback"].splitlines()[-1]
     assert client.get().status == 500
+
+
+class Bytes(bytes):
+    """No bytes object itself, but one for all that an application could tell."""
+
+
+class List(list[Any]):
+    """Likewise."""
+
+
+class Pair(tuple[str, str]):
+    """Likewise."""
+
+
+class Number:
+    """An integer for all that takes one (numpy's are such)."""
+
+    def __index__(self) -> int:
+        return 2
+
+    def __lt__(self, other: int) -> bool:
+        return other > 2
+
+
+@pytest.mark.parametrize("kind", [list, tuple, List, iter])
+def test_what_looks_like_it_will_do(serve: Serve, kind: Callable[[Any], Any]) -> None:
+    def application(environ: Environ, start_response: Callable[..., Any]) -> Any:
+        write = start_response(status="200 OK", headers=kind([Pair(("X-A", "b")), ["X-C", "d"]]), exc_info=None)
+        write(Bytes(environ["wsgi.input"].read(Number())))
+        return kind([Bytes(environ["wsgi.input"].readline(Number())), Bytes(b"!")])
+
+    client = serve(application)
+    for _ in range(2):
+        response = client.post("/", b"abcdef")
+        assert (response.status, response.body) == (200, b"abcd!")
+        assert (response.headers["x-a"], response.headers["x-c"]) == ("b", "d")
 
 
 def test_a_sized_iterable_of_one_gets_a_length(serve: Serve) -> None:

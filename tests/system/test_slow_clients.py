@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.counting_client import CountingClient, parse_address
 from tests.system.daemon import PATIENCE, Daemon
+from tests.system.shell import fetch
 
 #: More than there are workers: one that is pinned by each of them is missed.
 CROWD = 60
@@ -108,6 +110,60 @@ def test_slow_readers_of_streams(daemon: Daemon, tool: str) -> None:
         daemon.wait_for_event("client_gone", reason=lambda reason: "does not read" in reason)
         good.wait(20)
     good.result().check()
+
+
+@contextmanager
+def reader(daemon: Daemon) -> Iterator[socket.socket]:
+    """A client whose answer is on its way, from a worker that serves others already."""
+    daemon.pool["answer"] = {"buffer": "16M"}
+    daemon.pool["workers"] = {"start": 1, "min_spare": 1, "max_spare": 1, "max": 1}
+    daemon.write_app(tail=APP)
+    daemon.start()
+    family, address = parse_address(daemon.address)
+    with socket.socket(family) as client:
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        client.sendall(b"GET /complete HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        daemon.wait_for_status(lambda status: status["pools"]["web"]["workers"][0]["requests"] == 1)
+        assert fetch(daemon.address).status == 200
+        yield client
+
+
+def rest(client: socket.socket) -> int:
+    """How many bytes come until the orderly end of the connection."""
+    size = 0
+    while piece := client.recv(1 << 20):
+        size += len(piece)
+    return size
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_an_answer_on_its_way_is_finished(daemon: Daemon, signum: int) -> None:
+    with reader(daemon) as client:
+        daemon.signal(signum)
+        if signum == signal.SIGTERM:
+            daemon.wait_for_event("phase", state="stopping")
+        else:
+            daemon.wait_for_event("reload_done", generation=2)
+            assert fetch(daemon.address).status == 200
+        assert rest(client) > 16 << 20
+    if signum == signal.SIGTERM:
+        assert daemon.wait_exit() == 0
+
+
+def test_an_answer_on_its_way_is_finished_within_graceful(daemon: Daemon) -> None:
+    daemon.pool["timeouts"]["graceful"] = "200ms"
+    with reader(daemon) as client:
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait_exit() == 0
+        assert rest(client) < 16 << 20
+
+
+def test_a_fast_stop_does_not_wait_for_answers_on_their_way(daemon: Daemon) -> None:
+    with reader(daemon) as client:
+        daemon.signal(signal.SIGINT)
+        assert daemon.wait_exit() == 0
+        assert rest(client) < 16 << 20
 
 
 @pytest.mark.parametrize(

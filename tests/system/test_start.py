@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from preforkd.config import welcome_file
 from tests.support.child import in_child, needs_root
 from tests.system.daemon import PATIENCE, ROOT
 from tests.system.shell import Shell, fetch
@@ -88,7 +89,7 @@ def test_without_a_file_the_welcome_page_is_served() -> None:
 
     code, page, kind, status = in_child(alone)
     assert (code, status) == (0, 200) and kind.startswith("text/html")
-    assert "It works" in page and "web/" in page and str(ROOT / "etc" / "preforkd.yaml") in page
+    assert "It works" in page and "web/" in page and welcome_file() in page
 
 
 # --- it does not -----------------------------------------------------------------------------------------------------

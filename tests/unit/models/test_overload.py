@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import select
+import socket
 from collections import deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preforkd.models.overload import Arrivals, overdue, retry_after
+from preforkd.http import Peer, RequestLimits, RequestParser
+from preforkd.models.connection import Connection
+from preforkd.models.outbox import Outbox
+from preforkd.models.overload import Arrivals, Gate, overdue, retry_after
+from preforkd.models.pace import Pace
 
 
 @pytest.mark.parametrize(
@@ -78,3 +84,20 @@ def test_nobody_waits_shorter_than_is_said(steps: list[str]) -> None:
             assert said == (now - seen[0] if seen else 0)
             left += 1
     assert len(queue._looks) <= len(known) + 1
+
+
+@pytest.mark.parametrize(("sending", "waited"), [(True, None), (False, 100.0)])
+def test_who_is_ready_for_more_of_its_answer_does_not_wait(sending: bool, waited: float | None) -> None:
+    """A unix connection that was found ready has waited since, unless it was ready to be sent something."""
+    server, client = socket.socketpair()
+    with server, client, select.epoll() as epoll:
+        peer = Peer("", 0, "localhost", 80)
+        reader, other = (Connection(fd, peer, RequestParser(RequestLimits()), 0, 0) for fd in (server.fileno(), -1))
+        epoll.register(reader.fd, select.EPOLLOUT)
+        connections = {reader.fd: reader, other.fd: other}
+        gate = Gate(0.2, 0.0, epoll, [], lambda: 0)
+        if sending:
+            reader.outbox = Outbox(b"x", -1, 0, 0, Pace(0, 0), 0, 0.0)
+        gate.waited_too_long(other, connections, False, 100.0)
+        reader.outbox = None
+        assert gate.waited_too_long(reader, connections, False, 200.0) == waited

@@ -847,7 +847,7 @@ class _Loop:
                 os._exit(0)
             if porter is not None and porter.end():
                 ctx.keeps_waiting(0)  # what it has counted is looked at now
-            self._now = now = ctx.request_finished()
+            self._now = connection.served = now = ctx.request_finished()
             since = start if upload is None else upload.started
             if ctx.access is not None and connection.outbox is None:
                 self._log_exchange(exchange, now - since)
@@ -942,6 +942,7 @@ class _Loop:
         except OSError as error:
             self._tell(self._ctx.log.info, "client_gone", exchange, str(exchange.lose(error, outbox.left)))
         self._readers.discard(connection)
+        connection.served = now
         connection.outbox = None
         outbox.close()
         if self._ctx.access is not None:

@@ -130,6 +130,22 @@ def test_a_slow_client_has_not_waited_for_us(start: Start, connect: Connect) -> 
     assert slow.get().status == connect().get().status == 200
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_behind_its_own_request_nobody_has_waited_for_us(
+    start: Start, connect: Connect, gate: Gate, pipelined: bool
+) -> None:
+    start(timeouts=QUEUE)
+    busy, other = connect(), connect()
+    assert other.get().status == 200
+    busy.send(HOLD + GET * pipelined)
+    gate.wait_held()
+    busy.send(GET)
+    other.send(GET)
+    release(busy, gate)
+    assert [busy.response().status for _ in range(1 + pipelined)] == [200] * (1 + pipelined)
+    assert other.response().status == 503
+
+
 def test_without_a_limit_everybody_is_served(start: Start, connect: Connect, gate: Gate) -> None:
     start(timeouts=Timeouts(queue=0))
     busy, late = connect(), connect()

@@ -87,9 +87,10 @@ test-others:
 # first; they insist on what they test (tests/conftest.py). What goes nowhere near a compiled module is left out.
 COMPILED_TESTS = tests/contract tests/process tests/unit/handlers tests/unit/http tests/unit/models \
     $(addprefix tests/system/test_,cli.py signals.py kill_under_load.py porter.py)
+CAN_COMPILE = command -v gcc >/dev/null \
+    && test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 test-compiled:
-	@include=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))') || exit; \
-	if ! command -v gcc >/dev/null || ! test -e "$$include/Python.h"; then \
+	@if ! { $(CAN_COMPILE); }; then \
 	    echo "The compiled build is not tested: it takes gcc and Python.h (apt-get install gcc python3-dev)." >&2; \
 	    test -z "$$PREFORKD_CI"; exit; \
 	fi; \
@@ -102,6 +103,7 @@ test-compiled:
 # Not part of the tests: what it says depends on what else the machine does.
 bench:
 	@$(BOOTSTRAP) $(VENV) --extras bench
+	@if $(CAN_COMPILE); then $(BOOTSTRAP) $(VENV)-compiled --compiled; fi
 	@exec $(VENV)/bin/python -m benchmarks $(BENCH)
 
 # atheris is a tool of its own, with a compiled libFuzzer in it: installed when it is asked for.

@@ -822,8 +822,7 @@ class _Loop:
                 refusal = Refusal(400, "what a proxy says of the client is malformed", request.line, request.headers)
         if refusal is None and (request.target[0] != "/" or not connection.movable) and connection.misdirected(asked):
             # Asked for on this connection, whatever a proxy tells of another one.
-            reason = "this connection is not for such a URL; make another"
-            refusal = Refusal(421, reason, request.line, request.headers)
+            refusal = Refusal(421, "this connection is not for such a URL; make another", request.line, request.headers)
         if refusal is not None:
             self._refuse(connection, refusal)
             if stored is not None:

@@ -12,6 +12,16 @@ from preforkd.models.connection import Connection
 from preforkd.models.porter import Porter
 
 PATIENCE = 10.0
+#: Before any porter was at work.
+SWITCH = sys.getswitchinterval()
+
+
+def wait_for_switch_interval() -> None:
+    """The porter puts it back; the end of a request does not wait for that."""
+    deadline = time.monotonic() + PATIENCE
+    while sys.getswitchinterval() != SWITCH and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sys.getswitchinterval() == SWITCH
 
 
 class Nothing:
@@ -51,7 +61,6 @@ class Nothing:
 
 
 def test_the_switch_interval_is_put_back_after_the_request() -> None:
-    before = sys.getswitchinterval()
     burden = Nothing()
     porter = Porter(burden, None)
     porter.start()
@@ -60,10 +69,7 @@ def test_the_switch_interval_is_put_back_after_the_request() -> None:
         porter.begin()
         assert burden.engaged.wait(PATIENCE)
         assert porter.end(), "it was at work"
-        deadline = time.monotonic() + PATIENCE
-        while sys.getswitchinterval() != before and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert sys.getswitchinterval() == before
+        wait_for_switch_interval()
 
 
 def test_a_late_word_about_a_request_before_does_not_make_it_stand_in_at_once() -> None:
@@ -98,7 +104,6 @@ def test_a_failure_is_told_and_not_the_end() -> None:
             self.tracebacks.append(traceback)
             self.told.release()
 
-    before = sys.getswitchinterval()
     burden = Failing()
     porter = Porter(burden, None)
     porter.start()
@@ -108,4 +113,4 @@ def test_a_failure_is_told_and_not_the_end() -> None:
         porter.end()
         assert len(burden.tracebacks) == number
         assert "ZeroDivisionError" in burden.tracebacks[-1]
-    assert sys.getswitchinterval() == before
+    wait_for_switch_interval()

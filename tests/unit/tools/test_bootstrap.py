@@ -9,6 +9,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,3 +159,13 @@ def test_names_the_directory_in_the_way(bootstrap: ModuleType, tmp_path: Path) -
     assert bootstrap.closed_directory(closed / "bin/python") is None
     closed.chmod(0o700)
     assert bootstrap.closed_directory(closed / "bin/python") == closed
+
+
+def test_only_the_option_compiles(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFORKD_COMPILED", "1")
+    show = [sys.executable, "-c", "import os; print(os.environ['PREFORKD_COMPILED'])"]
+    bootstrap.run(show, "")
+    bootstrap.run(show, "", compiled=True)
+    assert capfd.readouterr().out == "0\n1\n"

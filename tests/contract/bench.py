@@ -53,7 +53,8 @@ class Reporter:
     debug = info = warning = error = event
 
     def log(self, record: AccessRecord, /) -> None:
-        told = {name: getattr(record, name) for name in (*dataclasses.asdict(record), "response_headers")}
+        names = [field.name for field in dataclasses.fields(record)]  # asdict() copies; compiled objects cannot be
+        told = {name: getattr(record, name) for name in (*names, "response_headers")}
         self.report("access", **told)
 
 

@@ -103,7 +103,9 @@ class Outbox:
         """
         try:
             if self._data:
-                self._data = self._data[os.write(fd, self._data[:_TURN]) :]
+                # Not in one expression: mypyc evaluates the bounds of a memoryview's slice twice.
+                sent = os.write(fd, self._data[:_TURN])
+                self._data = self._data[sent:]
             elif self._count:
                 self._in_file(os.sendfile(fd, self._descriptor, self._offset, min(self._count, _TURN)))
         except BlockingIOError:

@@ -194,6 +194,7 @@ def _environ_of_fields(headers: list[tuple[bytes, bytes]]) -> Environ:
 #: Field name as sent -> environ key. Clients send few different names; strangers' inventions must not fill the memory.
 _keys: Final[dict[bytes, str]] = {}
 _KEYS_MAX: Final = 1000
+_NAME_MAX: Final = 64
 
 
 def _key(name: bytes) -> str:
@@ -210,7 +211,7 @@ def _key(name: bytes) -> str:
         key = upper
     else:
         key = "HTTP_" + upper
-    if len(_keys) < _KEYS_MAX:
+    if len(_keys) < _KEYS_MAX and len(name) <= _NAME_MAX:
         _keys[name] = key
     return key
 

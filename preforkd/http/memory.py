@@ -16,7 +16,7 @@ from typing import Final
 
 from preforkd.http.events import Request
 
-#: How long a head or a block of fields may be that is remembered, and how many of each are: at most a megabyte in all.
+#: How long a head or a block of fields may be that is remembered, and how many of each are: some megabytes at most.
 REMEMBERED_LENGTH: Final = 2048
 _REMEMBERED: Final = 256
 #: The same for single lines.

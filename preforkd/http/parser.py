@@ -197,8 +197,8 @@ class RequestParser:
             judged = self._read_fields(data[:start], window, familiar, http11)
             if isinstance(judged, Refusal):
                 return self._refuse(judged.status, judged.reason, line, judged.headers)
-            memory.methods.add(match[1])
             if http11:
+                memory.methods.add(match[1])
                 memory.remember_block(window, judged)
             known = judged
         outcome = _judge_line(match, known)
@@ -443,12 +443,13 @@ _RULED = _FRAMING | {b"host", b"connection", b"expect"}
 #: Clients send few different names; strangers' inventions must not fill the memory.
 _kinds: Final[dict[bytes, bytes]] = {}
 _KINDS_MAX: Final = 1000
+_NAME_MAX: Final = 64
 
 
 def _look_up(name: bytes) -> bytes:
     lower = name.lower()
     kind = b"_" if b"_" in lower else lower if lower in _RULED else b""
-    if len(_kinds) < _KINDS_MAX:
+    if len(_kinds) < _KINDS_MAX and len(name) <= _NAME_MAX:
         _kinds[name] = kind
     return kind
 

@@ -256,10 +256,13 @@ class Connection:
         """
         outbox = self.outbox
         assert outbox is not None
-        outbox.progress(self._held(), now)
+        outbox.progress(self._on_its_way(), now)
+        left = outbox.left
         if self._send_on(outbox):
             return True
-        outbox.holds(self._held())
+        # A quick reader may have it all already, and never be seen with less than before.
+        outbox.sent(left - outbox.left)
+        outbox.progress(self._on_its_way(), now)
         if now >= outbox.deadline:
             raise TimeoutError
         return False
@@ -267,6 +270,14 @@ class Connection:
     def _send_on(self, outbox: Outbox) -> bool:
         """True if nothing is left."""
         return outbox.push(self.fd)
+
+    def _on_its_way(self) -> int:
+        """Bytes that have left the outbox and that the client has not acknowledged."""
+        return self._held()
+
+    def unsent(self) -> int:
+        """Bytes of an answer's rest that have not gone to the kernel."""
+        return self.outbox.left if self.outbox is not None else 0
 
     def try_send(self, data: bytes) -> None:
         """Sends what goes without waiting, and does not tell: for refusals, which are owed to nobody."""

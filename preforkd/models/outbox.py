@@ -83,17 +83,18 @@ class Outbox:
         return self._looked + self._pace.patience
 
     def progress(self, held: int, now: float) -> None:
-        """The kernel still holds so many bytes: what the client has taken since the last time counts."""
+        """The client has not acknowledged so many bytes of what was sent: what it has taken since the last time counts,
+        and of what was sent since then (`sent`) as well."""
         taken = self._held - held
         if taken > 0:
             self._pace.waited(now - self._looked)
             self._pace.moved(taken)
             self._looked = now
-            self._held = held
-
-    def holds(self, held: int) -> None:
-        """After something was sent: so many bytes it holds now."""
         self._held = held
+
+    def sent(self, count: int) -> None:
+        """So many bytes are on their way to the client."""
+        self._held += count
 
     def push(self, fd: int) -> bool:
         """Sends what goes without waiting, in one call; true if nothing is left.

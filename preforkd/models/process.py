@@ -791,7 +791,7 @@ class _Loop:
         """It may be idle now, too late for what happens to idle ones when the worker begins to leave."""
         if self._left and connection in self._idle:
             if self._ctx.stopping:
-                self._close(connection)
+                self._lapse(connection)  # its next request may be here, and a close would take the answer away
             else:
                 self._hand_over(connection)
 
@@ -939,7 +939,7 @@ class _Loop:
                 exchange.fall_short(outbox.missing)
                 self._tell(self._ctx.log.warning, "app_response_length", exchange, exchange.complaint)
         except OSError as error:
-            self._tell(self._ctx.log.info, "client_gone", exchange, str(exchange.lose(error, outbox.left)))
+            self._tell(self._ctx.log.info, "client_gone", exchange, str(exchange.lose(error, connection.unsent())))
         self._readers.discard(connection)
         connection.served = now
         connection.outbox = None
@@ -948,6 +948,12 @@ class _Loop:
             self._log_exchange(exchange, now - outbox.since)
         if connection.registered:
             self._register(connection)
+        if not exchange.keep_alive and not exchange.aborted:
+            # What the client has sent meanwhile and nobody reads would make a close take the answer away.
+            try:
+                connection.parser.feed(connection.read() or b"")
+            except OSError:
+                pass
         self._answered(connection, exchange, now)
         self._let_go(connection)
 

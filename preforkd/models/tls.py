@@ -280,6 +280,13 @@ class TLSConnection(Connection):
             self._post(data)
         return False
 
+    def _on_its_way(self) -> int:
+        return self._held() + len(self._pending)
+
+    def unsent(self) -> int:
+        """See `Connection`; encrypted bytes are a few more."""
+        return super().unsent() + len(self._pending)
+
     def try_send(self, data: bytes) -> None:
         """See `Connection.try_send`; in plain text where the client speaks no TLS."""
         if not self._began or self._pending:

@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,16 @@ def test_many_small_answers_that_are_not_read(serve: Start, connect: Connect, sl
 
 
 @pytest.mark.parametrize("path", COMPLETE)
+def test_what_comes_behind_the_last_request_takes_no_answer_away(serve: Start, slow: Slow, path: str) -> None:
+    worker = serve()
+    reader = slow(path, "Connection: close\r\n")
+    parked(worker)
+    ask(reader, "/small")
+    assert reader.response().body == CONTENT
+    assert reader.until_closed() == b""
+
+
+@pytest.mark.parametrize("path", COMPLETE)
 def test_an_answer_that_ends_the_connection(serve: Start, slow: Slow, path: str) -> None:
     worker = serve()
     for version, headers in [("1.1", "Connection: close\r\n"), ("1.0", "")]:
@@ -339,6 +350,19 @@ def test_files_are_given_back(serve: Start, connect: Connect, slow: Slow, tmp_pa
     assert worker.files_in(tmp_path) == 0
 
 
+def test_readers_leave_the_application_its_descriptors(serve: Start, connect: Connect, slow: Slow) -> None:
+    worker = serve(spare_files=48)
+    readers = [slow("/file") for _ in range(30)]
+    worker.wait_for("descriptors_exhausted")
+    before = len(os.listdir(f"/proc/{worker.pid}/fd"))
+    readers += [slow("/file") for _ in range(3)]
+    time.sleep(2.5)  # longer than two pauses
+    assert len(os.listdir(f"/proc/{worker.pid}/fd")) <= before
+    with ThreadPoolExecutor(len(readers)) as pool:
+        # The last ones are accepted as soon as there is room again.
+        assert all(pool.map(lambda reader: reader.response().body == CONTENT, readers))
+
+
 def test_without_a_descriptor_for_the_file_it_is_waited_for(serve: Start, connect: Connect, slow: Slow) -> None:
     serve(spare_files=3)  # for the poll set, the connection, and the application's own file
     reader = slow("/file")
@@ -369,6 +393,22 @@ def test_a_worker_that_leaves_finishes_it(serve: Start, slow: Slow, path: str, s
     if stop:
         assert reader.until_closed() == b""
         assert worker.join() == 0
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_worker_that_leaves_answers_what_was_asked_behind_it(serve: Start, slow: Slow, stop: bool) -> None:
+    worker = serve()
+    reader = slow("/list")
+    parked(worker)
+    ask(reader, "/small")
+    if stop:
+        worker.stop()
+    else:
+        worker.leave()
+    assert reader.response().body == CONTENT
+    assert reader.response().body == b"small"
+    assert reader.until_closed() == b""
+    assert worker.join() == 0
 
 
 def test_a_recycled_worker_finishes_it(serve: Start, slow: Slow) -> None:

@@ -96,7 +96,8 @@ def test_what_is_remembered_changes_nothing(streams: list[bytes], points: list[i
 
 #: The parts of heads that the memory takes apart, good and bad, so that each meets the others.
 _LINES = [
-    b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"get / HTTP/1.1", b"PRI * HTTP/1.1", b"OPTIONS * HTTP/1.1",
+    b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"get / HTTP/1.1", b"PRI * HTTP/1.1", b"PRI / HTTP/1.0",
+    b"PRI / HTTP/1.1", b"OPTIONS * HTTP/1.1",
     b"GET /%zz HTTP/1.1", b"GET /#a HTTP/1.1", b"GET http://y/ HTTP/1.1", b"GET https://y/ HTTP/1.1",
     b"CONNECT x:1 HTTP/1.1", b"CONNECT / HTTP/1.1", b"POST /a?b HTTP/1.1", b"POST / HTTP/1.0", b"NOPE / HTTP/1.1",
     b"GET /" + b"a" * 190 + b" HTTP/1.1", b"GET x HTTP/1.1", b"SOURCE / HTTP/1.1", b"DESCRIBE / HTTP/1.1",

@@ -128,9 +128,18 @@ def test_the_deadline_is_a_pause_after_the_last_progress() -> None:
     assert kept.deadline == 110, "it has taken nothing"
     kept.progress(999, 108)
     assert kept.deadline == 118
-    kept.holds(3000)  # more was sent: that is no progress, nor does it hide any
+    kept.sent(2001)  # more is on its way: that is no progress, nor does it hide any
     kept.progress(2999, 110)
     assert kept.deadline == 120
+
+
+def test_who_takes_everything_at_once_is_never_late() -> None:
+    """Nothing is ever seen to be held for it."""
+    kept = outbox(BYTES, pace=Pace(10, 0))
+    for now in range(101, 141, 5):
+        kept.sent(5000)
+        kept.progress(0, now)
+        assert kept.deadline == now + 10
 
 
 def test_the_deadline_bounds_the_whole_as_well() -> None:

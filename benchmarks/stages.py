@@ -97,7 +97,7 @@ def _log(format: str, *, anew: bool = False) -> Callable[[], object]:
             request.shared.clear()
         record = AccessRecord(
             time.time(), 0.001, "127.0.0.1", request.method, request.target, request.protocol, 200, 13, 0,
-            request.headers, request.shared, head, None, "web", "web/0",
+            request.headers, request.shared, head, None, "web", "web/0", 1,
         )  # fmt: skip
         os.write(null, line(record))
 

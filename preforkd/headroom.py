@@ -19,6 +19,9 @@ LEAST = 4 << 20
 #: Processes that are not workers: stems, a template and a check that are about to be forked.
 SPARE_PIDS = 4
 SPARE_FILES = 32
+#: Descriptors of a worker that are not for clients: the application opens files and connections of its own. Where few
+#: are left to it, an eighth.
+APPLICATION_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +107,22 @@ def _available(meminfo: str) -> int | None:
 
 def _files(folder: str) -> Headroom:
     """The master holds one descriptor for each worker."""
+    limit, used = _descriptors(folder)
+    return Headroom(max(0, limit - used - SPARE_FILES), f"the master may open {limit} descriptors and has {used}")
+
+
+def connections(*, files: str = "/proc/self/fd") -> int:
+    """How many descriptors a worker that begins may use for connections and what belongs to them."""
+    limit, used = _descriptors(files)
+    left = limit - used
+    return max(1, left - min(APPLICATION_FILES, left // 8))
+
+
+def _descriptors(folder: str) -> tuple[int, int]:
+    """How many descriptors this process may have, and how many it has."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return Headroom(1 << 30, "")
     try:
-        used = len(os.listdir(folder))
+        used = len(os.listdir(folder)) - 1  # the folder was open, too
     except OSError:
         used = 0
-    return Headroom(max(0, soft - used - SPARE_FILES), f"the master may open {soft} descriptors and has {used}")
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft, used

@@ -71,12 +71,13 @@ class Refusal:
     """The input is not understood, not acceptable or too large; the connection must be closed after the answer.
 
     ``status`` is the answer's code, ``reason`` a sentence for the client, ``line`` the request line as far as it was
-    understood (for the access log), empty if it was not.
+    understood (for the access log), empty if it was not; ``headers`` are its fields, empty if not all of them were.
     """
 
     status: int
     reason: str
     line: bytes = b""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 Event = Request | Data | End | Refusal

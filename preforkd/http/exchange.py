@@ -7,7 +7,6 @@ once: 100-continue, an answer before the request's end, when a connection can ca
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -478,7 +477,7 @@ class AccessRecord:
         headers, shared: The request's header fields as sent, and what is kept for all requests with these (`Request`).
         head: The answer's, None if there was none.
         user: REMOTE_USER, if the application set it.
-        pool, worker: Who answered; ``worker`` is like ``web/3``.
+        pool, worker, pid: Who answered; ``worker`` is like ``web/3``.
     """
 
     time: float
@@ -496,13 +495,9 @@ class AccessRecord:
     user: str | None
     pool: str
     worker: str
+    pid: int
 
     @property
     def response_headers(self) -> list[tuple[str, str]]:
         """The application's header fields."""
         return self.head.headers if self.head is not None else []
-
-    @property
-    def pid(self) -> int:
-        """The process that answered."""
-        return os.getpid()

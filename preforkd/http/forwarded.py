@@ -105,16 +105,29 @@ class Forwarding:
         Raises:
             Malformed: The field of a trusted peer cannot be read.
         """
+        walked = self._walk(request.headers, peer)
+        return (peer, request) if walked is None else _conclude(request, peer, *walked)
+
+    def client_of(self, headers: Sequence[tuple[bytes, bytes]], peer: Peer) -> Peer:
+        """``peer`` by the address of the client, for the log of a request that is refused for something else; as it is
+        where the fields of the request cannot be read."""
+        try:
+            walked = self._walk(headers, peer)
+        except Malformed:
+            return peer
+        if walked is None:
+            return peer
+        node = walked[0]
+        return replace(peer, client=node.address or peer.client, client_port=node.port)
+
+    def _walk(self, headers: Sequence[tuple[bytes, bytes]], peer: Peer) -> tuple[Node, Hop] | None:
+        """The client's address, and what the proxy said that it spoke to; None where nobody is asked, or tells."""
         if peer.client not in self._trusted:
-            return peer, request
-        told = self._collect(request.headers)
+            return None
+        told = self._collect(headers)
         if not told:
-            return peer, request
-        if self._rfc7239:
-            client, hop = self._walk_elements(peer, told[FORWARDED])
-        else:
-            client, hop = self._walk_lists(peer, told)
-        return _conclude(request, peer, client, hop)
+            return None
+        return self._walk_elements(peer, told[FORWARDED]) if self._rfc7239 else self._walk_lists(peer, told)
 
     def _collect(self, headers: Sequence[tuple[bytes, bytes]]) -> dict[str, list[str]]:
         """The believed fields that are there: name -> the values of its lines, in order (RFC 9110, 5.3)."""
@@ -128,7 +141,6 @@ class Forwarding:
     # -- X-Forwarded-* ------------------------------------------------------------------------------------------------
 
     def _walk_lists(self, peer: Peer, told: dict[str, list[str]]) -> tuple[Node, Hop]:
-        """The client's address, and what the proxy said that it spoke to."""
         client = Node(peer.client, peer.client_port)
         passed = 0
         for entry in reversed(_members(told.get(FOR, ()))):

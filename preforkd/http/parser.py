@@ -195,15 +195,15 @@ class RequestParser:
         known = memory.blocks.get(window) if familiar and http11 else None
         if known is None:
             judged = self._read_fields(data[:start], window, familiar, http11)
-            if isinstance(judged, tuple):
-                return self._refuse(*judged, line)
+            if isinstance(judged, Refusal):
+                return self._refuse(judged.status, judged.reason, line, judged.headers)
             if http11:
                 memory.methods.add(match[1])
                 memory.remember_block(window, judged)
             known = judged
         outcome = _judge_line(match, known)
         if isinstance(outcome, tuple):
-            return self._refuse(*outcome, line)
+            return self._refuse(*outcome, line, known.headers)
         self._line = None
         self._blank_seen = False
         self._data = data[end + 4 :]
@@ -219,8 +219,8 @@ class RequestParser:
                 memory.remember_head(data[: end + 4], outcome)
         return outcome
 
-    def _read_fields(self, beginning: bytes, window: bytes, familiar: bool, http11: bool) -> Fields | tuple[int, str]:
-        """The fields of a complete head; a refusal is a status and a reason.
+    def _read_fields(self, beginning: bytes, window: bytes, familiar: bool, http11: bool) -> Fields | Refusal:
+        """The fields of a complete head; a refusal knows nothing of the request line.
 
         llhttp is given the lines that are not remembered, behind the request line (``beginning``), which is
         ``familiar`` if it has nothing to say about that. What it would say about several lines together is ours to
@@ -238,7 +238,7 @@ class RequestParser:
             line = remembered(text) if familiar else None
             if line is None:
                 if b"\n" in text or b"\r" in text:
-                    return 400, "a header line does not end in CRLF"
+                    return Refusal(400, "a header line does not end in CRLF")
                 strange.append(text)
                 places.append(place)
                 line = _UNREAD
@@ -246,24 +246,24 @@ class RequestParser:
             if line[1]:
                 ruled.append((place, line[1]))
         if len(texts) > self._limits.fields:
-            return 431, f"the header has more than {self._limits.fields} fields"
+            return Refusal(431, f"the header has more than {self._limits.fields} fields")
         if strange or not familiar:
             try:
                 found = split_fields(b"\r\n".join((beginning[:-2], *strange, b"\r\n")))
             except UnknownMethod:
-                return 501, "the method is not known here"
+                return Refusal(501, "the method is not known here")
             except BadHead as error:
                 if familiar:
                     # What it says depends on the lines before.
                     return self._read_fields(beginning, window, False, http11)
                 # llhttp refuses some transfer codings itself, without telling "malformed" from "not implemented".
-                return _bad_coding(error.fields) or (400, f"the header is malformed: {error}")
+                return Refusal(*(_bad_coding(error.fields) or (400, f"the header is malformed: {error}")))
             if len(found) != len(strange):
                 if familiar:
                     return self._read_fields(beginning, window, False, http11)
                 # A line that is not a field of its own: a folded one, or something that llhttp reads in another way
                 # than we.
-                return 400, "a header line is not a field"
+                return Refusal(400, "a header line is not a field")
             for place, text, (name, value) in zip(places, strange, found, strict=True):
                 line = _classify(name, value)
                 fields[place] = line[0]
@@ -272,12 +272,13 @@ class RequestParser:
                 if line[1] not in _FRAMING:
                     memory.remember_line(text, line)
             ruled.sort()
-        return _judge_fields(fields, ruled, http11, self._limits)
+        judged = _judge_fields(fields, ruled, http11, self._limits)
+        return Refusal(*judged, headers=fields) if isinstance(judged, tuple) else judged
 
-    def _refuse(self, status: int, reason: str, line: bytes = b"") -> Refusal:
+    def _refuse(self, status: int, reason: str, line: bytes = b"", headers: list[Field] | None = None) -> Refusal:
         self._state = _FAILED
         self._data = b""
-        return Refusal(status, reason, line)
+        return Refusal(status, reason, line, headers or [])
 
 
 def _has_bare(window: bytes) -> bool:

@@ -42,10 +42,11 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class Connection:
     """One client. As an `http.Transport` it blocks, at the paces of ``timeouts.body``, ``send`` and ``limits.rate``.
 
-    The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``registered``: what the
-    poll set waits for, 0 if it is not in there; ``queued``: it is among those to be looked at next; ``closed``;
-    ``preamble``: its PROXY header, until that is complete; ``upload``: what it is parked with while a body arrives;
-    ``outbox``: what is left of an answer, for `push` to send, before anything else happens on the connection.
+    The rest belongs to the model's loop: ``fresh``: no request has been answered on it yet; ``served``: when the last
+    one was that the application answered (monotonic seconds); ``registered``: what the poll set waits for, 0 if it is
+    not in there; ``queued``: it is among those to be looked at next; ``closed``; ``preamble``: its PROXY header, until
+    that is complete; ``upload``: what it is parked with while a body arrives; ``outbox``: what is left of an answer,
+    for `push` to send, before anything else happens on the connection.
     """
 
     #: Whether another process can go on with it.
@@ -68,6 +69,7 @@ class Connection:
         "preamble",
         "queued",
         "registered",
+        "served",
         "upload",
     )
 
@@ -91,6 +93,7 @@ class Connection:
         self.peer = peer
         self.parser = parser
         self.fresh = True
+        self.served = -math.inf
         self.registered = 0
         self.queued = False
         self.closed = False
@@ -113,6 +116,12 @@ class Connection:
     def body_pace(self) -> Pace:
         """The pace of a body that begins now."""
         return Pace(self._body_timeout, self._rate)
+
+    @property
+    def files(self) -> list[int]:
+        """The descriptors of what is kept of its request's body, or of its answer."""
+        kept = (self.upload, self.outbox)
+        return [one.descriptor for one in kept if one is not None and one.descriptor is not None]
 
     @property
     def interest(self) -> int:

@@ -19,7 +19,8 @@ a while before anything is known about them. For all other requests this is one 
 
 **Since when?** Nobody has waited for the pool longer than the pool serves: what came before, while the application was
 loaded, is served (and given as much time as everybody). The pool and not the worker, or workers that are recycled more
-often than the limit would never refuse anything.
+often than the limit would never refuse anything. Nor has a request waited for us while its own client's request before
+it was served.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Gate:
             now: Monotonic seconds.
         """
         self.doubtful = True
-        calm = now - self._calm_at
+        calm = now - max(self._calm_at, connection.served)
         if connection.peer.client:
             return overdue(_silent(connection.fd), calm, self._limit) if calm > self._limit else None
         # What is known of it, before a look finds that it is in no queue any more.

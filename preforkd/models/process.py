@@ -25,15 +25,14 @@ import errno
 import math
 import os
 import random
-import resource
 import select
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from preforkd import headroom
 from preforkd.errors import ExitCode
 from preforkd.http import (
     AccessRecord,
@@ -76,9 +75,6 @@ _LINGER: Final = 2.0
 _SILENT_GRACE: Final = 1.0
 #: How long accepting pauses when descriptors have run out and none can be freed here.
 _PAUSE: Final = 1.0
-#: So many descriptors are not for clients: the application opens files and connections of its own. Where there are few,
-#: an eighth.
-_RESERVE: Final = 64
 #: How many pieces of a body (64 KiB each) are read before others have their turn: less than a millisecond, and as much
 #: memory as is taken before the disk is.
 _EAGER: Final = 16
@@ -113,6 +109,8 @@ _CLIENTS: Final = frozenset(
     )
 )
 _SHORTAGE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+#: What is said where it has not come to that, because the application would be the next to meet it.
+_RESERVED: Final = OSError(errno.EMFILE, "the descriptors that are left are for the application")
 
 
 class Process:
@@ -135,6 +133,7 @@ class _Loop:
         pool = ctx.pool
         self._ctx = ctx
         self._handler = handler
+        self._pid = os.getpid()
         self._timeouts = pool.timeouts
         self._body = pool.body
         self._limits = RequestLimits(pool.limits.line, pool.limits.header, pool.limits.fields, pool.limits.body)
@@ -171,11 +170,11 @@ class _Loop:
         self._nearest = math.inf
         #: When the last request ended.
         self._now = -math.inf
-        #: So many connections leave the application the descriptors that it may need.
-        self._most = 0
         #: When to accept again after a shortage; infinite while accepting.
         self._resume_at = math.inf
         self._shortages = Seldom()
+        #: How many descriptors may be in use for connections and their files before somebody who is idle has to go.
+        self._room = headroom.connections()
         self._unspooled = Seldom()
         self._left = False
         self._stopped = False
@@ -201,9 +200,7 @@ class _Loop:
         if self._porter is not None:
             owned += self._porter.descriptors()
         for connection in self._connections.values():
-            for kept in (connection.upload, connection.outbox):
-                if kept is not None and kept.descriptor is not None:
-                    owned.append(kept.descriptor)
+            owned += connection.files
         for descriptor in owned:
             os.dup2(null, descriptor, inheritable=False)
         os.close(null)
@@ -262,8 +259,6 @@ class _Loop:
                     self._accept(fd)
                 elif self._handover is not None and fd == self._handover[1].fileno():
                     self._adopt()
-            if self._is_full():
-                self._shortage(OSError(errno.EMFILE, ""))
         if len(held) == 1:
             self._receive(held[0])
         elif held:
@@ -402,7 +397,6 @@ class _Loop:
                 # the last one (Nagle) would only delay it.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._listeners[listener.fileno()] = (listener, name, port)
-        self._most = _most_connections()
         self._resume()
         if self._handover is not None:
             self._keep_spare()
@@ -422,10 +416,6 @@ class _Loop:
         self._texts[fd] = text
 
     def _resume(self) -> None:
-        if self._is_full():
-            self._resume_at = time.monotonic() + _PAUSE
-            self._shortage(OSError(errno.EMFILE, ""))  # if an idle one can go, its end brings us here again
-            return
         self._resume_at = math.inf
         for fd in self._listeners:
             self._epoll.register(fd, _EXCLUSIVE)
@@ -447,15 +437,16 @@ class _Loop:
             self._epoll.unregister(self._handover[1].fileno())
 
     def _accept(self, fd: int) -> None:
+        if self._is_full():
+            self._make_room_for(fd, _RESERVED)
+            return
         try:
             client_fd, peer = self._take(fd)
         except BlockingIOError:
             return  # a sibling was faster
         except OSError as error:
             if error.errno in _SHORTAGE:
-                self._shortage(error)
-                if self._resume_at != math.inf:
-                    self._pass_on(fd)
+                self._make_room_for(fd, error)
             elif error.errno == errno.EINVAL:
                 self._pause()  # a reload dropped the address: nobody listens any more; a rollback may change that
             elif error.errno not in _CLIENTS:
@@ -468,6 +459,20 @@ class _Loop:
         else:
             os.close(client_fd)
             self._proxy_mistake(peer, "it is not listed in proxy_protocol")
+
+    def _is_full(self) -> bool:
+        """Are the descriptors used up but for those that are left to the application?"""
+        most = len(self._connections) + len(self._uploads) + len(self._readers)
+        if most < self._room:
+            return False
+        with_files = self._uploads.waiters() + self._readers.waiters()
+        return len(self._connections) + sum(len(connection.files) for connection in with_files) >= self._room
+
+    def _make_room_for(self, fd: int, error: OSError) -> None:
+        """A client of a listener is there and cannot be taken: it will be reported again."""
+        self._shortage(error)
+        if self._resume_at != math.inf:
+            self._pass_on(fd)
 
     def _admits(self, fd: int, peer: Peer) -> bool:
         """Whether a client of a listener may connect: where a PROXY header is due, only from those who send one."""
@@ -532,15 +537,6 @@ class _Loop:
         self._ctx.holds(len(self._connections))
         return connection
 
-    def _is_full(self) -> bool:
-        """Would one more connection take descriptors that are the application's? Some have a file besides."""
-        held = len(self._connections)
-        if held * 2 > self._most:
-            for connection in self._connections.values():
-                for kept in (connection.upload, connection.outbox):
-                    held += kept is not None and kept.descriptor is not None
-        return held > self._most
-
     def _shortage(self, error: OSError) -> None:
         """Descriptors (or memory for them) have run out: whoever waits idly longest goes first."""
         victim = self._lingering.oldest() or self._idle.oldest()
@@ -551,7 +547,7 @@ class _Loop:
         if self._shortages.due():
             self._ctx.log.warning(
                 "descriptors_exhausted",
-                error=os.strerror(error.errno or 0),
+                error=error.strerror,
                 connections=len(self._connections),
                 action="closing idle connections" if victim is not None else "not accepting for a moment",
             )
@@ -775,9 +771,9 @@ class _Loop:
             self._close(connection)  # answered long ago
             return
         line = _printable(upload.request.line).rpartition(" HTTP/")[0]
-        peer = self._client_of(connection, upload.request)
-        self._ctx.log.info("request_body_failed", request=line, client=peer.client, status=status, reason=reason)
-        self._refuse(connection, Refusal(status, reason, upload.request.line), peer)
+        client = self._peer_of(connection, upload.request.headers).client
+        self._ctx.log.info("request_body_failed", request=line, client=client, status=status, reason=reason)
+        self._refuse(connection, Refusal(status, reason, upload.request.line, upload.request.headers))
 
     def _drain(self, connection: Connection, request: Request) -> None:
         """The answer is sent, a little of the request's body is still to come, and the connection is kept: the rest is
@@ -823,12 +819,12 @@ class _Loop:
                 peer, request = self._forwarding.apply(request, peer)
             except Malformed as mistake:
                 self._proxy_mistake(peer, str(mistake))
-                refusal = Refusal(400, "what a proxy says of the client is malformed", request.line)
+                refusal = Refusal(400, "what a proxy says of the client is malformed", request.line, request.headers)
         if refusal is None and (request.target[0] != "/" or not connection.movable) and connection.misdirected(asked):
             # Asked for on this connection, whatever a proxy tells of another one.
-            refusal = Refusal(421, "this connection is not for such a URL; make another", request.line)
+            refusal = Refusal(421, "this connection is not for such a URL; make another", request.line, request.headers)
         if refusal is not None:
-            self._refuse(connection, refusal, peer)
+            self._refuse(connection, refusal)
             if stored is not None:
                 stored.close()
             return
@@ -850,7 +846,7 @@ class _Loop:
                 os._exit(0)
             if porter is not None and porter.end():
                 ctx.keeps_waiting(0)  # what it has counted is looked at now
-            self._now = now = ctx.request_finished()
+            self._now = connection.served = now = ctx.request_finished()
             since = start if upload is None else upload.started
             if ctx.access is not None and connection.outbox is None:
                 self._log_exchange(exchange, now - since)
@@ -886,15 +882,6 @@ class _Loop:
         else:
             self._linger(connection)
 
-    def _client_of(self, connection: Connection, request: Request) -> Peer:
-        """Who sent a request that does not reach the application, as far as a proxy tells it."""
-        if self._forwarding is not None:
-            try:
-                return self._forwarding.apply(request, connection.peer)[0]
-            except Malformed:
-                pass
-        return connection.peer
-
     def _turned_away(self, connection: Connection, request: Request) -> bool:
         """Answers a request that has waited too long with 503, without the application; see `overload`."""
         ctx = self._ctx
@@ -905,9 +892,8 @@ class _Loop:
             return False
         ctx.request_refused(waited)
         self._heads.discard(connection)
-        exchange = Exchange(
-            request, connection.parser, connection, self._client_of(connection, request), self._is_leaving
-        )
+        peer = self._peer_of(connection, request.headers)
+        exchange = Exchange(request, connection.parser, connection, peer, self._is_leaving)
         exchange.skip_body(connection.read, _SKIP)
         try:
             exchange.answer_plainly(
@@ -955,6 +941,7 @@ class _Loop:
         except OSError as error:
             self._tell(self._ctx.log.info, "client_gone", exchange, str(exchange.lose(error, connection.unsent())))
         self._readers.discard(connection)
+        connection.served = now
         connection.outbox = None
         outbox.close()
         if self._ctx.access is not None:
@@ -1001,12 +988,15 @@ class _Loop:
         connection.queued = True
         self._ready.append(connection)
 
-    def _refuse(self, connection: Connection, refusal: Refusal, peer: Peer | None = None) -> None:
-        """``peer``: who is told to have sent it, if that is known better than from the connection."""
+    def _peer_of(self, connection: Connection, headers: list[tuple[bytes, bytes]]) -> Peer:
+        """Who is said to have asked for what is refused: behind a trusted proxy its client, if the fields tell."""
+        return connection.peer if self._forwarding is None else self._forwarding.client_of(headers, connection.peer)
+
+    def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         data, length = refusal_bytes(refusal.status, refusal.reason)
         connection.try_send(data)
         if self._ctx.access is not None:
-            self._log_refusal(connection, refusal, length, peer or connection.peer)
+            self._log_refusal(connection, refusal, length)
         self._drop_upload(connection)
         self._linger(connection)
 
@@ -1207,6 +1197,9 @@ class _Loop:
     def _adopt(self) -> bool:
         """Takes one connection that a sibling handed over, as if it had been parked here; False if there is none."""
         assert self._handover is not None
+        if self._is_full() and not self._ctx.stopping:
+            self._shortage(_RESERVED)
+            return False
         if self._spare < 0 and not self._keep_spare():
             return False
         os.close(self._spare)
@@ -1272,10 +1265,11 @@ class _Loop:
                 exchange.user,
                 self._ctx.pool.name,
                 self._ctx.name,
+                self._pid,
             )
         )
 
-    def _log_refusal(self, connection: Connection, refusal: Refusal, length: int, peer: Peer) -> None:
+    def _log_refusal(self, connection: Connection, refusal: Refusal, length: int) -> None:
         words = refusal.line.decode("latin-1").split(" ")
         whole = len(words) == 3
         upload = connection.upload
@@ -1283,19 +1277,20 @@ class _Loop:
             AccessRecord(
                 time=upload.began if upload is not None else time.time(),
                 duration=time.monotonic() - upload.started if upload is not None else 0.0,
-                client=peer.client,
+                client=self._peer_of(connection, refusal.headers).client,
                 method=words[0] if whole else "",
                 target=words[1] if whole else refusal.line.decode("latin-1"),
                 protocol=words[2] if whole else "",
                 status=refusal.status,
                 sent=length,
                 received=upload.spool.size if upload is not None and upload.spool is not None else 0,
-                headers=upload.request.headers if upload is not None else [],
+                headers=refusal.headers,
                 shared=upload.request.shared if upload is not None else {},
                 head=None,
                 user=None,
                 pool=self._ctx.pool.name,
                 worker=self._ctx.name,
+                pid=self._pid,
             )
         )
 
@@ -1313,15 +1308,6 @@ def _server_of(listener: socket.socket, secure: bool) -> tuple[str, int]:
         return "localhost", 443 if secure else 80
     host, port = listener.getsockname()[:2]
     return (socket.gethostname() if host in ("0.0.0.0", "::") else host), port
-
-
-def _most_connections() -> int:
-    """How many connections a worker may hold: what is left of its descriptors when it begins, less a reserve."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return sys.maxsize
-    left = soft - (len(os.listdir("/proc/self/fd")) - 1)  # the directory was open, too
-    return max(1, left - min(_RESERVE, left // 8))
 
 
 def _printable(line: bytes) -> str:

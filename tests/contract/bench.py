@@ -54,7 +54,7 @@ class Reporter:
 
     def log(self, record: AccessRecord, /) -> None:
         names = [field.name for field in dataclasses.fields(record)]  # asdict() copies; compiled objects cannot be
-        told = {name: getattr(record, name) for name in (*names, "response_headers", "pid")}
+        told = {name: getattr(record, name) for name in (*names, "response_headers")}
         self.report("access", **told)
 
 

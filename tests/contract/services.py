@@ -5,6 +5,7 @@
 /big         8 MiB in pieces       /fail        an exception         /fail-late  an exception after the first piece
 /short       less than announced   /long        more than announced  /exit       SystemExit
 /environ     what the handler tells of the request, as JSON            /hints      two early hints, then ok
+/files       opens so many files at once as the query says
 /late-echo   begins its answer, then reads the body                  /read-some  the first three bytes of the body
 """
 

@@ -58,6 +58,19 @@ def test_who_waited_too_long_in_the_kernels_queue_is_refused(start: Start, conne
     assert sum(event["event"] == "started" for event in worker.events) <= 2
 
 
+@pytest.mark.parametrize("told", ["192.0.2.1", "who"])
+def test_the_log_names_the_client_that_the_proxy_tells(start: Start, connect: Connect, gate: Gate, told: str) -> None:
+    worker = start(timeouts=QUEUE, access=True, settings={"trusted_proxies": ("127.0.0.1",)})
+    busy, late = connect(), connect()
+    hold(busy, gate)
+    late.send(GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: %b\r\n\r\n" % told.encode()))
+    release(busy, gate)
+    assert late.response().status == 503
+    while (record := worker.wait_for("access"))["status"] != 503:
+        pass
+    assert record["client"] == (told if told != "who" else "127.0.0.1")
+
+
 def test_a_refusal_that_does_not_go_at_once_is_kept_like_an_answer(
     start: Start, connect: Connect, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +128,22 @@ def test_a_slow_client_has_not_waited_for_us(start: Start, connect: Connect) -> 
     assert slow.response().status == 200
     time.sleep(TOO_LONG)
     assert slow.get().status == connect().get().status == 200
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_behind_its_own_request_nobody_has_waited_for_us(
+    start: Start, connect: Connect, gate: Gate, pipelined: bool
+) -> None:
+    start(timeouts=QUEUE)
+    busy, other = connect(), connect()
+    assert other.get().status == 200
+    busy.send(HOLD + GET * pipelined)
+    gate.wait_held()
+    busy.send(GET)
+    other.send(GET)
+    release(busy, gate)
+    assert [busy.response().status for _ in range(1 + pipelined)] == [200] * (1 + pipelined)
+    assert other.response().status == 503
 
 
 def test_without_a_limit_everybody_is_served(start: Start, connect: Connect, gate: Gate) -> None:

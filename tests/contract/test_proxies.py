@@ -224,6 +224,51 @@ def test_what_cannot_be_read_is_refused(start: Start, connect: Connect) -> None:
     assert not [event for event in worker.events if event["event"] == "started"]
 
 
+TOLD = "X-Forwarded-For: 203.0.113.66, 192.0.2.1\r\nUser-Agent: tests\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "named"),
+    [
+        # The head is complete, and only something in it is not acceptable.
+        (f"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n{TOLD}\r\n", 400, True),
+        (f"GET /%zz HTTP/1.1\r\nHost: a\r\n{TOLD}\r\n", 400, True),
+        (f"POST / HTTP/1.1\r\nHost: a\r\n{TOLD}Content-Length: {10**17}\r\n\r\n", 413, True),
+        (f"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n{TOLD}\r\n", 501, True),
+        (f"GET https://a/ HTTP/1.1\r\nHost: a\r\n{TOLD}\r\n", 421, True),
+        # What is wrong is in the body, or its end.
+        (f"POST / HTTP/1.1\r\nHost: a\r\n{TOLD}Transfer-Encoding: chunked\r\n\r\nx\r\n", 400, True),
+        (f"POST / HTTP/1.1\r\nHost: a\r\n{TOLD}Content-Length: 9\r\n\r\nbody", 408, True),
+        # Nobody knows where the fields of these would have ended.
+        (f"GET / HTTP/1.1\r\nHost: a\r\n{TOLD}broken\r\n\r\n", 400, False),
+        (f"GET / HTTP/1.1\r\nHost: a\r\n{TOLD}{'X: y' * 20000}\r\n", 431, False),
+        (f"GET / HTTP/1.1\r\nHost: a\r\n{TOLD}", 408, False),
+        # Nobody knows whom the proxy means.
+        (f"GET /%zz HTTP/1.1\r\nHost: a\r\n{TOLD}X-Forwarded-For: who\r\n\r\n", 400, None),
+    ],
+)
+def test_a_refusal_names_the_client(start: Start, connect: Connect, sent: str, status: int, named: bool | None) -> None:
+    patience = Timeouts(header=0.3, body=0.3)
+    worker = start(settings={"trusted_proxies": ("127.0.0.1",)}, access=True, timeouts=patience)
+    client = connect()
+    client.send(sent.encode())
+    assert client.response().status == status
+    record = worker.wait_for("access")
+    assert (record["client"], record["status"]) == ("192.0.2.1" if named else "127.0.0.1", status)
+    assert ("tests" in repr(record["headers"])) is (named is not False)
+    if "body" in sent:
+        [failed] = [event for event in worker.events if event["event"] == "request_body_failed"]
+        assert failed["client"] == "192.0.2.1"
+
+
+def test_a_refusal_believes_nobody_else(start: Start, connect: Connect) -> None:
+    worker = start(settings={"trusted_proxies": ("127.0.0.9",)}, access=True)
+    client = connect()
+    client.send(f"GET /%zz HTTP/1.1\r\nHost: a\r\n{TOLD}\r\n".encode())
+    assert client.response().status == 400
+    assert worker.wait_for("access")["client"] == "127.0.0.1"
+
+
 # -- with HAProxy -----------------------------------------------------------------------------------------------------
 
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"

@@ -8,11 +8,12 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from preforkd.config import Timeouts
+from preforkd.config import Body, Timeouts
 from tests.contract.bench import Client, Worker
 from tests.contract.services import Gate
 
@@ -20,6 +21,7 @@ Start = Callable[..., Worker]
 Connect = Callable[..., Client]
 
 HALF = b"GET / HTTP/1.1\r\nHost: be"
+RESERVED = "the descriptors that are left are for the application"
 SHORT = Timeouts(header=0.2, keepalive=0.2)
 
 
@@ -136,7 +138,8 @@ def test_idle_connections_leave_the_application_its_descriptors(start: Start, co
         assert client.get().status == 200
         clients.append(client)
     assert clients[-1].get("/files?6").status == 200
-    assert worker.wait_for("descriptors_exhausted")["action"] == "closing idle connections"
+    event = worker.wait_for("descriptors_exhausted")
+    assert (event["error"], event["action"]) == (RESERVED, "closing idle connections")
     assert clients[0].until_closed() == b""
 
 
@@ -154,6 +157,30 @@ def test_out_of_descriptors_without_idle_connections_nothing_spins(start: Start,
     for client in half:  # at least one of them was accepted; its end makes room
         client.socket.shutdown(socket.SHUT_RDWR)  # the worker has inherited the descriptor, so that close() is no end
     assert waiting.response().status == 200
+
+
+def test_silent_clients_leave_the_application_its_descriptors(start: Start, connect: Connect) -> None:
+    half = [connect() for _ in range(80)]
+    for client in half:
+        client.send(HALF)
+    worker = start(spare_files=64, timeouts=Timeouts(header=60))
+    event = worker.wait_for("descriptors_exhausted")
+    assert (event["error"], event["action"]) == (RESERVED, "not accepting for a moment")
+    time.sleep(1.2)  # what has to pass is the moment
+    half[0].send(b"nch\r\n\r\n")
+    assert half[0].response().status == 200
+    assert half[0].get("/files?7").status == 200
+
+
+def test_files_of_bodies_leave_the_application_its_descriptors(start: Start, connect: Connect, tmp_path: Path) -> None:
+    worker = start(spare_files=64, body=Body(memory=0, directory=str(tmp_path)))
+    uploads = [connect() for _ in range(40)]
+    for client in uploads:
+        client.send(b"POST /files?6 HTTP/1.1\r\nHost: bench\r\nContent-Length: 2\r\n\r\nx")
+    assert worker.wait_for("descriptors_exhausted")["error"] == RESERVED
+    for client in uploads:
+        client.send(b"x")
+        assert client.response().status == 200
 
 
 def test_out_of_descriptors_a_request_that_is_here_is_not_thrown_away(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preforkd.headroom import RESERVE, SPARE_FILES, SPARE_PIDS, Headroom, headroom
+from preforkd.headroom import RESERVE, SPARE_FILES, SPARE_PIDS, Headroom, connections, headroom
 from tests.support.child import in_child
 
 MIB = 1 << 20
@@ -65,13 +65,28 @@ def test_processes_are_limited_too(machine: Path) -> None:
 def test_the_master_needs_a_descriptor_for_each_worker(machine: Path) -> None:
     def limited() -> Headroom:
         # What the test's own process has open by now does not matter.
-        limit = len(os.listdir("/proc/self/fd")) + SPARE_FILES + 8
+        limit = len(os.listdir("/proc/self/fd")) - 1 + SPARE_FILES + 8
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         return ask(machine, MIB)
 
     room = in_child(limited)
     assert 0 < room.workers <= 8
     assert "descriptors" in room.why
+
+
+@pytest.mark.parametrize(
+    ("limit", "free", "room"),
+    [(1024, 1000, 1000 - 64), (200, 160, 140), (30, 20, 18), (30, 1, 1), (30, 0, 1)],
+)
+def test_a_worker_leaves_descriptors_to_its_application(tmp_path: Path, limit: int, free: int, room: int) -> None:
+    for number in range(limit - free + 1):  # the folder itself is one of them
+        (tmp_path / str(number)).touch()
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        return connections(files=str(tmp_path))
+
+    assert in_child(limited) == room
 
 
 def test_what_is_unknown_is_no_limit(tmp_path: Path) -> None:

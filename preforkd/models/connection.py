@@ -15,6 +15,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from preforkd.http import Peer, Request, RequestParser
@@ -39,6 +40,28 @@ _INT: Final = struct.Struct("i")
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for all connections of a worker.
+
+    Attributes:
+        body_timeout, send_timeout, rate: ``timeouts.body`` and ``send``, seconds; ``limits.rate``, bytes a second. 0 is
+            no limit.
+        room: So many bytes of an answer may be kept in the outbox; 0: nothing is, neither bytes nor files.
+        kept: Called when something is.
+    """
+
+    body_timeout: float
+    send_timeout: float
+    rate: int = 0
+    room: int = 0
+    kept: Callable[[], None] | None = None
+
+    def sending(self) -> Pace:
+        """The pace of an answer that begins now."""
+        return Pace(self.send_timeout, self.rate)
+
+
 class Connection:
     """One client. As an `http.Transport` it blocks, at the paces of ``timeouts.body``, ``send`` and ``limits.rate``.
 
@@ -53,13 +76,9 @@ class Connection:
     movable = True
 
     __slots__ = (
-        "_body_timeout",
-        "_kept",
-        "_rate",
         "_receiving",
-        "_room",
-        "_send_timeout",
         "_sending",
+        "_terms",
         "closed",
         "fd",
         "fresh",
@@ -73,22 +92,7 @@ class Connection:
         "upload",
     )
 
-    def __init__(
-        self,
-        fd: int,
-        peer: Peer,
-        parser: RequestParser,
-        body_timeout: float,
-        send_timeout: float,
-        rate: int = 0,
-        room: int = 0,
-        kept: Callable[[], None] | None = None,
-    ) -> None:
-        """
-        Args:
-            room: So many bytes of an answer may be kept in the outbox; 0: nothing is, neither bytes nor files.
-            kept: Called when something is.
-        """
+    def __init__(self, fd: int, peer: Peer, parser: RequestParser, terms: Terms) -> None:
         self.fd = fd
         self.peer = peer
         self.parser = parser
@@ -99,12 +103,8 @@ class Connection:
         self.closed = False
         self.upload: Upload | None = None
         self.outbox: Outbox | None = None
-        self._kept = kept
         self.preamble: Preamble | None = None
-        self._body_timeout = body_timeout
-        self._send_timeout = send_timeout
-        self._rate = rate
-        self._room = room
+        self._terms = terms
         self._receiving: Pace | None = None
         self._sending: Pace | None = None
 
@@ -115,7 +115,7 @@ class Connection:
 
     def body_pace(self) -> Pace:
         """The pace of a body that begins now."""
-        return Pace(self._body_timeout, self._rate)
+        return Pace(self._terms.body_timeout, self._terms.rate)
 
     @property
     def files(self) -> list[int]:
@@ -197,7 +197,7 @@ class Connection:
             try:
                 sent = os.write(self.fd, data)
             except BlockingIOError:
-                if last and len(data) <= self._room:
+                if last and len(data) <= self._terms.room:
                     self._keep(bytes(data))
                     return
                 self._wait_for_reader()
@@ -208,7 +208,7 @@ class Connection:
 
     def send_file(self, descriptor: int, offset: int, count: int, head: bytes = b"", last: bool = False) -> int:
         """Sends a part of a file by sendfile(2); see `preforkd.http.Transport.send_file`."""
-        last = last and self._room > 0
+        last = last and self._terms.room > 0
         if head:
             try:
                 sent = os.write(self.fd, head)
@@ -233,10 +233,10 @@ class Connection:
         return done
 
     def _keep(self, data: bytes, descriptor: int = -1, offset: int = 0, count: int = 0) -> None:
-        pace = self._sending or Pace(self._send_timeout, self._rate)
+        pace = self._sending or self._terms.sending()
         self.outbox = Outbox(data, descriptor, offset, count, pace, self._held(), time.monotonic())
-        if self._kept is not None:
-            self._kept()
+        if self._terms.kept is not None:
+            self._terms.kept()
 
     def _keep_file(self, head: bytes, descriptor: int, offset: int, count: int) -> bool:
         try:
@@ -296,7 +296,7 @@ class Connection:
         """
         pace = self._sending
         if pace is None:
-            pace = self._sending = Pace(self._send_timeout, self._rate)
+            pace = self._sending = self._terms.sending()
         held = self._held()
         try:
             self._wait(select.POLLOUT, pace)

@@ -51,7 +51,7 @@ from preforkd.http import (
 )
 from preforkd.http.forwarded import Forwarding, Malformed
 from preforkd.models import handover
-from preforkd.models.connection import Connection
+from preforkd.models.connection import Connection, Terms
 from preforkd.models.deadlines import Deadlines
 from preforkd.models.outbox import Outbox
 from preforkd.models.overload import Gate, retry_after
@@ -183,7 +183,8 @@ class _Loop:
         #: The connection whose request is being served.
         self._served: Connection | None = None
         self._porter = Porter(self, ctx.lifeline) if ctx.handover is not None else None
-        self._kept = self._porter.look_again if self._porter is not None else None
+        kept = self._porter.look_again if self._porter is not None else None
+        self._terms = Terms(self._timeouts.body, self._timeouts.send, pool.limits.rate, pool.answer.buffer, kept)
 
     def _disown(self) -> None:
         """In a child that the application forked: nothing of the worker's is its business.
@@ -406,11 +407,10 @@ class _Loop:
         # Here and not above: it brings in OpenSSL, and most workers have a proxy in front.
         from preforkd.models.tls import Failures, TLSConnection
 
-        server, failures, timeouts = self._ctx.tls[text], Failures(self._ctx.log), self._timeouts
-        rate, room, kept = self._ctx.pool.limits.rate, self._ctx.pool.answer.buffer, self._kept
+        server, failures, terms = self._ctx.tls[text], Failures(self._ctx.log), self._terms
 
         def secure(fd: int, peer: Peer, parser: RequestParser) -> Connection:
-            return TLSConnection(fd, peer, parser, timeouts.body, timeouts.send, rate, room, kept, server, failures)
+            return TLSConnection(fd, peer, parser, terms, server, failures)
 
         self._tls[fd] = self._tls_named[text] = secure
         self._texts[fd] = text
@@ -525,14 +525,8 @@ class _Loop:
         self._keep_spare()
 
     def _connect(self, fd: int, peer: Peer, data: bytes, make: MakeConnection | None = None) -> Connection:
-        timeouts = self._timeouts
         parser = RequestParser(self._limits, data, self._memory)
-        if make is None:
-            rate = self._ctx.pool.limits.rate
-            room = self._ctx.pool.answer.buffer
-            connection = Connection(fd, peer, parser, timeouts.body, timeouts.send, rate, room, self._kept)
-        else:
-            connection = make(fd, peer, parser)
+        connection = Connection(fd, peer, parser, self._terms) if make is None else make(fd, peer, parser)
         self._connections[fd] = connection
         self._ctx.holds(len(self._connections))
         return connection

@@ -17,11 +17,11 @@ import errno
 import os
 import select
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from preforkd.http import Peer, Request, RequestParser, SpeaksPlainly
-from preforkd.models.connection import Connection
+from preforkd.models.connection import Connection, Terms
 from preforkd.models.outbox import Outbox
 from preforkd.models.seldom import Seldom
 from preforkd.tls import ServerTls, described
@@ -80,15 +80,11 @@ class TLSConnection(Connection):
         fd: int,
         peer: Peer,
         parser: RequestParser,
-        body_timeout: float,
-        send_timeout: float,
-        rate: int,
-        room: int,
-        kept: Callable[[], None] | None,
+        terms: Terms,
         server: ServerTls,
         failures: Failures,
     ) -> None:
-        super().__init__(fd, peer, parser, body_timeout, send_timeout, rate, room, kept)
+        super().__init__(fd, peer, parser, terms)
         self._server = server
         self._failures = failures
         self._in = ssl.MemoryBIO()
@@ -231,7 +227,7 @@ class TLSConnection(Connection):
             rest = view[start + _WRITE :]
             self._post(view[start : start + _WRITE])
             if self._pending:
-                if last and 0 < self._room >= len(rest):
+                if last and 0 < self._terms.room >= len(rest):
                     self._keep(bytes(rest))
                     return
                 self._flush_all()
@@ -260,7 +256,7 @@ class TLSConnection(Connection):
             if data:
                 self._post(data)
                 if self._pending:
-                    if last and self._room and self._keep_file(b"", descriptor, offset + done, count - done):
+                    if last and self._terms.room and self._keep_file(b"", descriptor, offset + done, count - done):
                         return count
                     self._flush_all()
             data = os.pread(descriptor, min(count - done, _WRITE), offset + done)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from preforkd.http import Peer, RequestLimits, RequestParser
-from preforkd.models.connection import Connection
+from preforkd.models.connection import Connection, Terms
 from preforkd.models.pace import Pace
 
 Pair = tuple[socket.socket, socket.socket]
@@ -37,7 +37,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 
 def connection(server: socket.socket, *, timeout: float, rate: int, room: int = 0) -> Connection:
     parser = RequestParser(RequestLimits())
-    return Connection(server.fileno(), Peer("", 0, "x", 80), parser, timeout, timeout, rate, room)
+    return Connection(server.fileno(), Peer("", 0, "x", 80), parser, Terms(timeout, timeout, rate, room))
 
 
 def sip(client: socket.socket, size: int, pause: float) -> threading.Thread:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preforkd.http import Peer, RequestLimits, RequestParser
-from preforkd.models.connection import Connection
+from preforkd.models.connection import Connection, Terms
 from preforkd.models.outbox import Outbox
 from preforkd.models.overload import Arrivals, Gate, overdue, retry_after
 from preforkd.models.pace import Pace
@@ -92,7 +92,8 @@ def test_who_is_ready_for_more_of_its_answer_does_not_wait(sending: bool, waited
     server, client = socket.socketpair()
     with server, client, select.epoll() as epoll:
         peer = Peer("", 0, "localhost", 80)
-        reader, other = (Connection(fd, peer, RequestParser(RequestLimits()), 0, 0) for fd in (server.fileno(), -1))
+        terms = Terms(0, 0)
+        reader, other = (Connection(fd, peer, RequestParser(RequestLimits()), terms) for fd in (server.fileno(), -1))
         epoll.register(reader.fd, select.EPOLLOUT)
         connections = {reader.fd: reader, other.fd: other}
         gate = Gate(0.2, 0.0, epoll, [], lambda: 0)

@@ -219,7 +219,9 @@ class Exchange:
             event = self._parser.next_event()
             if type(event) is Data:
                 self.received += len(event.data)
-                self._kept = [*(self._kept or ()), event.data]
+                if self._kept is None:
+                    self._kept = []
+                self._kept.append(event.data)
             elif type(event) is End:
                 self.body_ended = True
             elif type(event) is Refusal:

@@ -12,7 +12,7 @@ the second time: most of those that came once never come again, and to keep them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from preforkd.http.events import Request
 
@@ -30,6 +30,8 @@ Field = tuple[bytes, bytes]
 #: A field and the rule that is about it; empty for none.
 Line = tuple[Field, bytes]
 
+_Known = TypeVar("_Known")
+
 
 @dataclass(slots=True)
 class Fields:
@@ -46,6 +48,12 @@ class Fields:
     keep_alive: bool
     expectation: bool
     shared: dict[str, object] = field(default_factory=dict)
+
+
+def _keep(memory: dict[bytes, _Known], data: bytes, known: _Known, most: int) -> None:
+    if len(memory) >= most:
+        memory.clear()
+    memory[data] = known
 
 
 class Memory:
@@ -76,20 +84,14 @@ class Memory:
     def remember_head(self, head: bytes, request: Request) -> None:
         """Offers a request without a body."""
         if self._came_before(head):
-            if len(self.heads) >= _REMEMBERED:
-                self.heads.clear()
-            self.heads[head] = request
+            _keep(self.heads, head, request, _REMEMBERED)
 
     def remember_block(self, block: bytes, fields: Fields) -> None:
         """Offers the fields of a good HTTP/1.1 head."""
         if len(block) <= REMEMBERED_LENGTH and self._came_before(block):
-            if len(self.blocks) >= _REMEMBERED:
-                self.blocks.clear()
-            self.blocks[block] = fields
+            _keep(self.blocks, block, fields, _REMEMBERED)
 
     def remember_line(self, text: bytes, line: Line) -> None:
         """Keeps a line that means the same in every head: nothing about framing."""
         if len(text) <= _LINE_LENGTH:
-            if len(self.lines) >= _LINES:
-                self.lines.clear()
-            self.lines[text] = line
+            _keep(self.lines, text, line, _LINES)

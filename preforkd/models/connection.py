@@ -256,11 +256,9 @@ class Connection:
         """
         outbox = self.outbox
         assert outbox is not None
-        outbox.progress(self._on_its_way(), now)
         left = outbox.left
         if self._send_on(outbox):
             return True
-        # A quick reader may have it all already, and never be seen with less than before.
         outbox.sent(left - outbox.left)
         outbox.progress(self._on_its_way(), now)
         if now >= outbox.deadline:

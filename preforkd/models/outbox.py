@@ -93,7 +93,7 @@ class Outbox:
         self._held = held
 
     def sent(self, count: int) -> None:
-        """So many bytes are on their way to the client."""
+        """So many bytes more are on their way. A quick reader may have them all before it is looked at again."""
         self._held += count
 
     def push(self, fd: int) -> bool:

@@ -158,10 +158,8 @@ class _Loop:
         self._heads: Deadlines[Connection] = Deadlines(self._timeouts.header)
         #: Looked at when they expire and not at each piece: a client's deadline only ever moves back.
         self._uploads: Deadlines[Connection] = Deadlines(self._timeouts.body)
-        #: Answered, and still reading; looked at like uploads. Few have any, so their nearest deadline is kept: it may
-        #: be that of one who has gone, never a later one.
+        #: Answered, and still reading; looked at like uploads.
         self._readers: Deadlines[Connection] = Deadlines(self._timeouts.send)
-        self._push_at = math.inf
         self._idle: Deadlines[Connection] = Deadlines(self._timeouts.keepalive)
         self._lingering: Deadlines[Connection] = Deadlines(_LINGER)
         self._ready: deque[Connection] = deque()
@@ -299,7 +297,7 @@ class _Loop:
             self._uploads.nearest(),
             self._idle.nearest(),
             self._lingering.nearest(),
-            self._push_at,
+            self._readers.nearest(),
             self._resume_at,
         )
         if self._ctx.alarmed and self._now + _RESTLESS < nearest:
@@ -349,10 +347,8 @@ class _Loop:
             self._gather(connection)  # bytes may have come that we were too busy to read
         for connection in self._lingering.expired(now) if self._lingering.nearest() <= now else ():
             self._close(connection)
-        if self._push_at <= now:
-            for connection in self._readers.expired(now):
-                self._push(connection)  # the client may have taken some of what the kernel has for it
-            self._push_at = self._readers.nearest()
+        for connection in self._readers.expired(now) if self._readers.nearest() <= now else ():
+            self._push(connection)  # the client may have taken some of what the kernel has for it
         if self._resume_at <= now:
             self._resume()
 
@@ -924,9 +920,7 @@ class _Loop:
         try:
             if not connection.push(now):
                 if connection not in self._readers:
-                    deadline = outbox.deadline
-                    self._readers.add(connection, deadline)
-                    self._push_at = min(self._push_at, deadline)
+                    self._readers.add(connection, outbox.deadline)
                 self._register(connection)
                 return
             if outbox.missing:

@@ -19,6 +19,7 @@ from preforkd.config import Listen, Pool
 from preforkd.errors import ExitCode
 from preforkd.estate import Estate, master_gone
 from preforkd.logs import AccessLog, EventLog
+from preforkd.models.seldom import REPORT_EVERY
 from preforkd.spawn import Channel, ChannelClosed, Message
 from preforkd.wakeup import Wakeup
 from preforkd.worker.settle import set_title
@@ -36,8 +37,6 @@ _ALARM_RESERVE: Final = 0.75
 #: Whoever has more than so many times its share of the pool's connections gives some away. Well below 1.5, which
 #: the busiest worker may serve of the mean, and far enough from 1 that who was given one does not pass it on.
 _UNEVEN: Final = 1.25
-#: That a pool is overloaded is said at most so often. Seconds.
-_REPORT_EVERY: Final = 10.0
 
 
 class Context:
@@ -164,7 +163,7 @@ class Context:
         self._longest_wait = max(self._longest_wait, waited)
         now = time.monotonic()
         told_at, told = self._scoreboard.told()
-        if told_at and now - told_at < _REPORT_EVERY:
+        if told_at and now - told_at < REPORT_EVERY:
             return
         refused = self._scoreboard.refused()
         # Two workers may both get here, and both say it; better than a lock. A worker that ended took its number along.

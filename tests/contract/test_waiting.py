@@ -117,13 +117,16 @@ def test_timeouts_of_zero_are_none(start: Start, connect: Connect) -> None:
     assert worker.join() == 0
 
 
+def served(connect: Connect) -> Client:
+    """A client on a kept connection that has nothing to say at the moment."""
+    client = connect()
+    assert client.get().status == 200
+    return client
+
+
 def test_out_of_descriptors_the_oldest_idle_connection_goes(start: Start, connect: Connect) -> None:
     worker = start(spare_files=12)
-    clients = []
-    for _ in range(20):
-        client = connect()
-        assert client.get().status == 200
-        clients.append(client)
+    clients = [served(connect) for _ in range(20)]
     event = worker.wait_for("descriptors_exhausted")
     assert event["action"] == "closing idle connections"
     assert clients[0].until_closed() == b""
@@ -132,11 +135,7 @@ def test_out_of_descriptors_the_oldest_idle_connection_goes(start: Start, connec
 
 def test_idle_connections_leave_the_application_its_descriptors(start: Start, connect: Connect) -> None:
     worker = start(spare_files=64)
-    clients = []
-    for _ in range(80):
-        client = connect()
-        assert client.get().status == 200
-        clients.append(client)
+    clients = [served(connect) for _ in range(80)]
     assert clients[-1].get("/files?6").status == 200
     event = worker.wait_for("descriptors_exhausted")
     assert (event["error"], event["action"]) == (RESERVED, "closing idle connections")
@@ -188,9 +187,7 @@ def test_out_of_descriptors_a_request_that_is_here_is_not_thrown_away(
 ) -> None:
     """The oldest idle connections are not idle any more once their next request has arrived."""
     worker = start(spare_files=12)
-    old = [connect() for _ in range(4)]
-    for client in old:
-        assert client.get().status == 200
+    old = [served(connect) for _ in range(4)]
     busy = connect()
     busy.send(b"GET /hold HTTP/1.1\r\nHost: bench\r\n\r\n")
     gate.wait_held()
